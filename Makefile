@@ -1,0 +1,32 @@
+# Every command makes .venv on first use. Without make (Windows): python -m tools.run, tools.lab, tools.test, tools.save.
+# Another Python: make run PYTHON=python3.12        Options: make run ARGS="--only '02_*'"   make test ARGS="-k mask"
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: help run lab test test-all save clean
+
+help:
+	@echo "make run       run every lesson, write the results to build/ (LLM_SCALE=full for the long version)"
+	@echo "make lab       open JupyterLab on the first lesson"
+	@echo "make test      prove all of it"
+	@echo "make test-all  the same, then without network and data, then with the package versions of Colab"
+	@echo "make save      run every lesson and save its outputs in place (for maintainers; needs the real data)"
+	@echo "make clean     remove build/ and caches; .venv and data/ stay"
+
+run:
+	@$(PYTHON) -m tools.run $(ARGS)
+
+lab:
+	@$(PYTHON) -m tools.lab $(ARGS)
+
+test:
+	@$(PYTHON) -m tools.test $(ARGS)
+
+test-all:
+	@$(PYTHON) -m tools.test --all $(ARGS)
+
+save:
+	@$(PYTHON) -m tools.save --all $(ARGS)
+
+clean:
+	@$(PYTHON) -m tools.clean

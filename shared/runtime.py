@@ -1,0 +1,90 @@
+"""Where and how the code runs: device, number format, scale and seed.
+
+Two environment variables are read here and nowhere else: `LLM_DEVICE` (for example `cpu`, `cuda:1`, `mps`) and
+`LLM_SCALE` (`quick` or `full`). Nothing is decided at import time.
+"""
+
+import os
+import random
+
+import numpy as np
+import torch
+
+
+def get_device():
+    """The device to compute on: `LLM_DEVICE` if it is set, else CUDA, else Apple's MPS, else the CPU.
+
+    Raises ValueError when `LLM_DEVICE` names a device that PyTorch cannot use here.
+    """
+    wanted = os.environ.get("LLM_DEVICE", "").strip().lower()
+    if wanted:
+        try:
+            device = torch.device(wanted)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"LLM_DEVICE={wanted!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def autocast_dtype(device, explain=False):
+    """The number format for mixed precision on `device`: torch.bfloat16, torch.float16 or None (stay in float32).
+
+    The hardware is asked, not `is_bf16_supported()`: a T4 answers yes to that and then emulates.
+    With `explain=True` returns `(dtype, reason)`.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            choice = torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 units"
+        else:
+            choice = torch.float16, f"compute capability {major}.{minor} is below 8.0: float16 with a gradient scaler"
+    elif device.type == "cpu":
+        flags = _cpu_flags()
+        found = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+        if found:
+            choice = torch.bfloat16, f"this CPU multiplies bfloat16 in hardware ({', '.join(found)})"
+        else:
+            choice = None, "this CPU has no bfloat16 units (AMX or AVX512-BF16): mixed precision would be slower"
+    else:
+        choice = None, f"not measured to be faster on {device.type}"
+    return choice if explain else choice[0]
+
+
+def _cpu_flags():
+    """Names of the CPU's bfloat16 features, from the system's list (Linux) or PyTorch's probes."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return set(next(line for line in file if line.startswith(("flags", "Features"))).split())
+    except (OSError, StopIteration):
+        probes = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+        return {name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()}
+
+
+def scale():
+    """`"quick"` or `"full"`, from `LLM_SCALE`; quick unless told otherwise. Any other value raises ValueError."""
+    value = os.environ.get("LLM_SCALE", "quick").strip().lower() or "quick"
+    if value not in ("quick", "full"):
+        raise ValueError(f"LLM_SCALE is {value!r}; it must be 'quick' or 'full'")
+    return value
+
+
+def seed_everything(seed):
+    """Seed Python's, NumPy's and PyTorch's random numbers (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def describe(device=None):
+    """One line for the top of a lesson, such as `cpu, float32 (...), scale quick, torch 2.13.0`."""
+    device = torch.device(device) if device is not None else get_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    dtype, reason = autocast_dtype(device, explain=True)
+    number = str(dtype or torch.float32).removeprefix("torch.")
+    return f"{name} | {number}: {reason} | scale {scale()} | torch {torch.__version__}"

@@ -1,0 +1,328 @@
+"""Lessons bite: break a key line of a lesson, and one of its own cells must fail.
+
+For the lesson `02_attention/03_causal_self_attention` the file `tests/bites/02_attention__03_causal_self_attention.py`
+names what is broken:
+
+    from tests.bites import Mutation
+
+    MUTATIONS = [
+        Mutation("drop the mask", find="scores.masked_fill(mask, -torch.inf)", replace="scores"),
+        Mutation("drop the scale", find=" / d**0.5", replace="", cell_contains="class CausalAttention"),
+    ]
+    WRONG_ANSWERS = {"causal_mask": '''
+    def causal_mask(T):
+        return torch.tril(torch.ones(T, T))  # lets through what it should stop
+    '''}
+
+A mutation replaces `find` in the one code cell that has it (once; or `count` times, in however many cells), looking
+only at cells that contain `cell_contains`. From that cell on the lesson is run again: some cell must raise. NameError,
+SyntaxError and ImportError do not count, for they show only that the mutated text is no program.
+
+A wrong answer is put in place of an exercise's stub (a function or class whose body raises NotImplementedError): one of
+the cells from there to the solution must raise an AssertionError or a ValueError. With the untouched stub those cells
+must print "not attempted yet", and with the solution (`NAME_solution`) in the stub's place they must pass.
+
+How: a lesson runs once, in one process, as plain Python; at each cell that a mutation touches the process forks, and
+the child goes on with the mutated cell while the parent waits. `python -m tests.bites NOTEBOOK ...` prints the table.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import json
+import linecache
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import traceback
+import types
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools import notebooks
+
+ROOT = notebooks.ROOT
+NOT_ATTEMPTED = "not attempted yet"
+BROKEN_PROGRAM = (NameError, SyntaxError, ImportError)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break a lesson: `find` becomes `replace`, `count` times in all, in cells with `cell_contains`."""
+
+    name: str
+    find: str
+    replace: str
+    cell_contains: str = ""
+    count: int = 1
+    seconds: float = 120  # from the mutated cell to the one that raises
+
+
+class BitesError(Exception):
+    """The list of mutations does not fit the lesson."""
+
+
+def bites_file(path, folder=ROOT / "tests" / "bites"):
+    """The file with a lesson's mutations: `tests/bites/<chapter folder>__<notebook stem>.py`."""
+    return Path(folder) / (notebooks.name_of(path).replace("/", "__") + ".py")
+
+
+def load_bites(path):
+    """(MUTATIONS, WRONG_ANSWERS) of a bites file."""
+    if not Path(path).is_file():
+        raise BitesError(f"there is no {Path(path).name} in tests/bites")
+    spec = importlib.util.spec_from_file_location("bites_of_a_lesson", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    answers = {name: textwrap.dedent(answer).strip() for name, answer in module.WRONG_ANSWERS.items()}
+    return list(module.MUTATIONS), answers
+
+
+def plain_python(source):
+    """A cell as plain Python: `%matplotlib`, `%config` and `%%time` lines dropped; other magics raise BitesError."""
+    kept = []
+    for line in source.split("\n"):
+        if re.match(r"\s*(%matplotlib|%config|%%time\s*$)", line):
+            line = ""
+        elif re.match(r"[%!]", line):
+            raise BitesError(f"a lesson does without this magic: {line}")
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def code_of(notebook):
+    """The code cells as {number in the notebook: source}; what is tagged `nbval-skip` is left out."""
+    return {i: plain_python(cell.source) for i, cell in notebooks.code_cells(notebook)
+            if cell.source.strip() and "nbval-skip" not in notebooks.tags(cell)}
+
+
+def mutated_cells(mutation, cells):
+    """The cells that a mutation changes, changed: {number: source}."""
+    found = {i: source.count(mutation.find) for i, source in cells.items() if mutation.cell_contains in source}
+    found = {i: n for i, n in found.items() if n}
+    if sum(found.values()) != mutation.count:
+        where = ", ".join(f"{n} in cell {i}" for i, n in found.items()) or "nowhere"
+        raise BitesError(f"{mutation.name!r}: {mutation.find!r} should be found {mutation.count} time(s): {where}")
+    if mutation.find == mutation.replace:
+        raise BitesError(f"{mutation.name!r} changes nothing")
+    return {i: cells[i].replace(mutation.find, mutation.replace) for i in found}
+
+
+def stubs_in(cells):
+    """The exercises: {name: number of its cell} for each function or class with `raise NotImplementedError`."""
+    found = {}
+    for i, source in cells.items():
+        if "NotImplementedError" not in source:
+            continue
+        for node in ast.parse(source).body:
+            raises = any(isinstance(n, ast.Raise) and "NotImplementedError" in ast.unparse(n) for n in ast.walk(node))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and raises:
+                found[node.name] = i
+    return found
+
+
+def with_answer(source, name, answer):
+    """The stub's cell with the definition `name` replaced by `answer`."""
+    node = next(n for n in ast.parse(source).body if getattr(n, "name", None) == name)
+    lines = source.split("\n")
+    start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+    return "\n".join([*lines[:start], answer, *lines[node.end_lineno:]])
+
+
+class Lesson:
+    """One run of a lesson's code cells in this process, in a module of their own, as in a kernel."""
+
+    def __init__(self, cells):
+        self.cells = cells
+        self.printed = {}  # cell number -> what it wrote
+        self.module = types.ModuleType("__main__")
+        self.module.display = lambda *values, **options: print(*values)
+        sys.modules["__main__"] = self.module  # dataclasses and pickle look their module up
+
+    def run(self, i, source=None):
+        """Run one cell (its own source if none is given); returns what it printed."""
+        source = self.cells[i] if source is None else source
+        name = f"<cell {i}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            exec(compile(source, name, "exec"), self.module.__dict__)
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close("all")
+        self.printed[i] = out.getvalue()
+        return self.printed[i]
+
+
+def in_a_fork(seconds, function, *arguments):
+    """What `function(*arguments)`, a dict, returns in a forked child; or {"outcome": "timeout" | "died"}."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        try:
+            with os.fdopen(write_end, "w", encoding="utf-8") as pipe:
+                json.dump(function(*arguments), pipe)
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    end = time.monotonic() + seconds
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(read_end)
+            return {"outcome": "timeout"}
+        time.sleep(0.01)
+    with os.fdopen(read_end, encoding="utf-8") as pipe:
+        text = pipe.read()
+    return json.loads(text) if text else {"outcome": "died"}
+
+
+def first_to_raise(lesson, numbers, changed):
+    """Run the cells `numbers`, some of them changed, until one raises: {"outcome", "cell", "error", "message"}."""
+    for i in numbers:
+        try:
+            lesson.run(i, changed.get(i))
+        except BaseException as error:
+            outcome = "broken program" if isinstance(error, BROKEN_PROGRAM) else "raised"
+            return {"outcome": outcome, "cell": i, "error": type(error).__name__, "message": str(error)[:200]}
+    return {"outcome": "nothing raised"}
+
+
+def accepts_solution(lesson, name, numbers):
+    """Put the solution in the stub's place and run the cells from there to the solution again."""
+    if not hasattr(lesson.module, f"{name}_solution"):
+        return {"outcome": "no solution", "message": f"no cell defines {name}_solution"}
+    changed = {numbers[0]: with_answer(lesson.cells[numbers[0]], name, f"{name} = {name}_solution")}
+    result = first_to_raise(lesson, numbers, changed)
+    silent = [i for i in numbers if says_not_attempted(lesson, i)]
+    if result["outcome"] == "nothing raised" and silent:
+        return {"outcome": "not seen", "cell": silent[0], "message": f"says {NOT_ATTEMPTED!r} of the solution"}
+    return result
+
+
+def says_not_attempted(lesson, i):
+    return NOT_ATTEMPTED in lesson.printed[i].lower()
+
+
+def row(kind, name, good, result):
+    place = f"cell {result['cell']}: " if "cell" in result else ""
+    said = ": ".join(result[key] for key in ("error", "message") if key in result)
+    return {"kind": kind, "name": name, "good": good, "says": f"{result['outcome']} ({place}{said})" if said
+            else result["outcome"]}
+
+
+def run_lesson(path, mutations, answers):
+    """All mutations and exercises of one notebook, in this process: a list of rows (kind, name, good, says)."""
+    notebook = notebooks.read(path)
+    cells = code_of(notebook)
+    rows, touched = [], {}
+    for mutation in mutations:
+        try:
+            changed = mutated_cells(mutation, cells)
+            touched.setdefault(min(changed), []).append((mutation, changed))
+        except BitesError as error:
+            rows.append(row("mutation", mutation.name, False, {"outcome": str(error)}))
+
+    stubs = stubs_in(cells)
+    solutions = [i for i, cell in notebooks.code_cells(notebook) if "solution" in notebooks.tags(cell)]
+    checks = {}  # exercise -> numbers of the cells from its stub up to the solution
+    for name, at in stubs.items():
+        end = min((i for i in solutions if i > at), default=max(cells) + 1)
+        checks[name] = [i for i in cells if at <= i < end]
+        if name not in answers:
+            rows.append(row("wrong answer", name, False, {"outcome": "no wrong answer is listed"}))
+    for name in answers.keys() - stubs.keys():
+        rows.append(row("wrong answer", name, False, {"outcome": "the lesson has no such stub"}))
+
+    lesson = Lesson(cells)
+    for i in cells:
+        rest = [j for j in cells if j >= i]
+        for mutation, changed in touched.get(i, []):
+            result = in_a_fork(mutation.seconds, first_to_raise, lesson, rest, changed)
+            rows.append(row("mutation", mutation.name, result["outcome"] == "raised", result))
+        for name in (name for name, at in stubs.items() if at == i and name in answers):
+            changed = {i: with_answer(cells[i], name, answers[name])}
+            result = in_a_fork(60, first_to_raise, lesson, checks[name], changed)
+            good = result["outcome"] == "raised" and result["error"] in ("AssertionError", "ValueError")
+            rows.append(row("wrong answer", name, good, result))
+        try:
+            lesson.run(i)
+        except BaseException:
+            raise BitesError(f"cell {i} fails untouched:\n{cells[i]}\n\n{traceback.format_exc(limit=-4)}") from None
+
+    for name, numbers in checks.items():
+        said = any(says_not_attempted(lesson, i) for i in numbers)
+        rows.append(row("untouched stub", name, said, {"outcome": f"says {NOT_ATTEMPTED!r}" if said else
+                                                       f"no cell up to the solution says {NOT_ATTEMPTED!r}"}))
+        result = in_a_fork(60, accepts_solution, lesson, name, numbers)
+        rows.append(row("solution", name, result["outcome"] == "nothing raised", result))
+    return rows
+
+
+def work(notebook, bites, report):
+    """The body of the subprocess, which runs in the notebook's folder and, as forks demand, in one thread."""
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread beside the main one
+    warnings.filterwarnings("ignore", message=".*non-interactive.*")
+    sys.path.insert(0, "")
+    os.chdir(Path(notebook).parent)
+    try:
+        result = {"rows": run_lesson(notebook, *load_bites(bites))}
+    except BitesError as error:
+        result = {"error": str(error)}
+    Path(report).write_text(json.dumps(result), encoding="utf-8")
+
+
+def report_on(notebook, bites, report, seconds=900):
+    """Run a lesson's bites in a fresh process: rows; BitesError if the lesson or its list cannot be run.
+
+    `report` is a path for the child's report.
+    """
+    notebook, bites, report = (Path(path).resolve() for path in (notebook, bites, report))
+    environment = os.environ | {"LLM_SCALE": "quick", "LLM_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "",
+                                "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment.pop("LLM_TEXT", None)
+    done = subprocess.run([sys.executable, "-c", "import sys; from tests import bites; bites.work(*sys.argv[1:])",
+                           notebook, bites, report], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds)
+    if done.returncode:
+        raise BitesError(f"the process ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    result = json.loads(report.read_text(encoding="utf-8"))
+    if "error" in result:
+        raise BitesError(result["error"])
+    return result["rows"]
+
+
+def table(rows):
+    return "\n".join(f"{'ok  ' if r['good'] else 'FAIL'} {r['kind']}: {r['name']}: {r['says']}" for r in rows)
+
+
+def main():
+    import tempfile
+
+    failed = False
+    for path in [Path(a) for a in sys.argv[1:]] or notebooks.lessons():
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                rows = report_on(path, bites_file(path.resolve()), Path(folder) / "report.json")
+                failed |= not all(r["good"] for r in rows)
+                said = table(rows)
+            except BitesError as error:
+                failed, said = True, f"FAIL {error}"
+        print(f"{notebooks.name_of(path.resolve())} ({time.monotonic() - start:.1f} s)\n{textwrap.indent(said, '  ')}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

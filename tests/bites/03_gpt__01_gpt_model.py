@@ -1,0 +1,34 @@
+"""How lesson 3.1 is broken to see that it notices (see tests/bites.py)."""
+
+from tests.bites import Mutation
+
+MUTATIONS = [
+    Mutation("variance by D - 1", find="x.var(dim=-1, keepdim=True, unbiased=False)", replace="x.var(dim=-1, keepdim=True)",
+             cell_contains="def layer_norm"),
+    Mutation("another constant in GELU", find="0.044715", replace="0.44715"),
+    Mutation("no residual in the deep stack", find="x = x + layer(x) if residual else", replace="x = layer(x) if residual else"),
+    Mutation("no residual around attention", find="x = x + self.dropout(self.attention(self.norm1(x)))",
+             replace="x = self.dropout(self.attention(self.norm1(x)))"),
+    Mutation("attention reads the raw stream", find="self.attention(self.norm1(x))", replace="self.attention(x)"),
+    Mutation("no division by sqrt(2 n_layers)", find="std=0.02 / (2 * model.config.n_layers) ** 0.5", replace="std=0.02"),
+    Mutation("no position embedding", find=" + self.position_embedding(positions)", replace=""),
+    Mutation("head not tied", find="self.head.weight = self.token_embedding.weight", replace="pass"),
+    Mutation("PyTorch's start instead of GPT-2's", find="        init_gpt2(self)\n", replace=""),
+    Mutation("targets not shifted", find="ids[None, 1:]", replace="ids[None, :-1]"),
+    Mutation("the logits of the first position", find="model.hidden(ids)[:, -1]", replace="model.hidden(ids)[:, 0]"),
+    Mutation("attention counted half", find="12 * config.n_layers", replace="6 * config.n_layers"),
+]
+
+WRONG_ANSWERS = {
+    "rms_norm": """
+        def rms_norm(x, weight, eps=1e-5):
+            return x / (x.std(dim=-1, keepdim=True) + eps) * weight  # the deviation from the mean, not from 0
+    """,
+    "parameter_formula": """
+        def parameter_formula(config):
+            D = config.emb_dim
+            block = 4 * D + (3 * D**2 + 3 * D) + (D**2 + D) + (8 * D**2 + 5 * D)  # qkv_bias forgotten
+            matrices = 1 if config.tie_weights else 2
+            return (matrices * config.vocab_size + config.context_length) * D + config.n_layers * block + 2 * D
+    """,
+}

@@ -1,0 +1,146 @@
+"""Lessons bite: every listed mutation makes a cell of its lesson fail, every exercise tells right from wrong."""
+
+import sys
+
+import nbformat.v4
+import pytest
+
+from tests import bites
+from tools import notebooks
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="needs os.fork, which Windows lacks and which is unsafe on macOS once system libraries have started threads",
+)
+LESSONS = notebooks.lessons()
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[notebooks.name_of(path) for path in LESSONS])
+def test_lesson(path, tmp_path):
+    rows = bites.report_on(path, bites.bites_file(path), tmp_path / "report.json")
+    print(bites.table(rows))
+    assert sum(row["kind"] == "mutation" for row in rows) >= 3, "at least three mutations a lesson"
+    failed = [row for row in rows if not row["good"]]
+    assert not failed, "\n" + bites.table(failed)
+
+
+def test_there_are_lessons_and_no_orphans():
+    assert LESSONS
+    files = set(bites.bites_file("x/y.ipynb").parent.glob("*.py"))
+    orphans = files - {bites.bites_file(path) for path in LESSONS}
+    assert not orphans, f"no lesson has these names: {sorted(path.name for path in orphans)}"
+
+
+# The engine tested, on a made-up lesson.
+
+TORCH = [
+    "import torch\n%matplotlib inline\nimport matplotlib.pyplot as plt",
+    "layer = torch.nn.Linear(4, 4)\n(layer(torch.ones(2, 4)) ** 2).sum().backward()\nplt.plot([1, 2])\nplt.show()",
+    "first = layer.weight.grad.clone()\nlayer.zero_grad()",
+    "display(first)\n(layer(torch.ones(2, 4)) ** 2).sum().backward()\nassert torch.equal(layer.weight.grad, first)",
+]
+PLAIN = [
+    "from dataclasses import dataclass",
+    "@dataclass\nclass Pair:\n    a: int\n    b: int\n\ndef total(pair):\n    return pair.a + pair.b",
+    "spare = 1\ndisplay(total(Pair(1, 2)))",
+    "assert total(Pair(2, 3)) == 5",
+    "def double(x):\n    raise NotImplementedError",
+    "def check_double(f):\n    try:\n        got = f(3)\n    except NotImplementedError:\n"
+    "        print('not attempted yet')\n        return\n    assert got == 6, 'twice three is six'\n    print('ok')\n\n"
+    "check_double(double)",
+    "#@title Solution\ndef double_solution(x):\n    return 2 * x\n\ncheck_double(double_solution)",
+]
+MINUS = bites.Mutation("minus", find="pair.a + pair.b", replace="pair.a - pair.b")
+WRONG = {"double": "def double(x):\n    return x + 2"}
+
+
+def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    for cell in notebook.cells:
+        if cell.source.startswith("#@title Solution"):
+            cell.metadata["tags"] = ["solution"]
+    path, listed = tmp_path / "toy.ipynb", tmp_path / "toy_bites.py"
+    notebooks.write(notebook, path)
+    listed.write_text(f"from tests.bites import Mutation\nMUTATIONS = {list(mutations)!r}\n"
+                      f"WRONG_ANSWERS = {answers!r}\n", encoding="utf-8")
+    return bites.report_on(path, listed, tmp_path / "report.json")
+
+
+def only(rows, kind):
+    (found,) = [row for row in rows if row["kind"] == kind]
+    return found
+
+
+def test_engine_on_a_good_lesson(tmp_path):
+    mutations = [MINUS, bites.Mutation("keep the gradients", find="layer.zero_grad()", replace="layer.train()")]
+    rows = toy_rows(tmp_path, TORCH + PLAIN, mutations)
+    assert [row["kind"] for row in rows] == ["mutation", "mutation", "wrong answer", "untouched stub", "solution"]
+    assert all(row["good"] for row in rows), bites.table(rows)
+    assert rows[0]["name"] == "keep the gradients" and "cell 3: AssertionError" in rows[0]["says"]
+    assert rows[1]["name"] == "minus" and "cell 7: AssertionError" in rows[1]["says"]
+
+
+def test_engine_tells_mutations_that_bite_from_those_that_do_not(tmp_path):
+    expected = {
+        bites.Mutation("harmless", "spare = 1", "spare = 2"): "nothing raised",
+        bites.Mutation("misspelt", "pair.a + pair.b", "pear.a + pair.b"): "broken program (cell 2: NameError",
+        bites.Mutation("no code", "pair.a + pair.b", "pair.a +"): "broken program (cell 1: SyntaxError",
+        bites.Mutation("absent", "pair.a * pair.b", ""): "should be found 1 time(s): nowhere",
+        bites.Mutation("ambiguous", "(Pair(", "(abs("): "should be found 1 time(s): 1 in cell 2, 1 in cell 3",
+        bites.Mutation("unchanged", "spare = 1", "spare = 1"): "changes nothing",
+        bites.Mutation("endless", "spare = 1", "while True: pass", seconds=1): "timeout",
+        bites.Mutation("crash", "spare = 1", "import os; os._exit(3)"): "died",
+        bites.Mutation("counted", "(Pair(", "(abs(", count=2): "raised (cell 2: TypeError",
+        bites.Mutation("confined", "(Pair(", "(abs(", cell_contains="assert"): "raised (cell 3: TypeError",
+    }
+    rows = {row["name"]: row for row in toy_rows(tmp_path, mutations=expected) if row["kind"] == "mutation"}
+    assert len(rows) == len(expected)
+    for mutation, says in expected.items():
+        assert says in rows[mutation.name]["says"], mutation.name
+        assert rows[mutation.name]["good"] == says.startswith("raised"), mutation.name
+
+
+@pytest.mark.parametrize(("answer", "good", "says"), [
+    ("def double(x):\n    return 5", True, "AssertionError: twice three is six"),
+    ("def double(x):\n    raise ValueError('no')", True, "ValueError: no"),
+    ("def double(x):\n    return 2 * x", False, "nothing raised"),
+    ("def double(x):\n    return [][x]", False, "IndexError"),
+], ids=["caught", "raises itself", "right", "other error"])
+def test_engine_judges_wrong_answers(tmp_path, answer, good, says):
+    row = only(toy_rows(tmp_path, answers={"double": answer}), "wrong answer")
+    assert row["good"] == good and says in row["says"]
+
+
+def test_stub_and_check_may_share_a_cell(tmp_path):
+    rows = toy_rows(tmp_path, [*PLAIN[:4], PLAIN[4] + "\n\n" + PLAIN[5], PLAIN[6]])
+    assert len(rows) == 4 and all(row["good"] for row in rows), bites.table(rows)
+
+
+def test_engine_wants_one_wrong_answer_for_each_stub(tmp_path):
+    rows = [row for row in toy_rows(tmp_path, answers={"triple": "x = 1"}) if row["kind"] == "wrong answer"]
+    assert {(row["name"], row["good"]) for row in rows} == {("double", False), ("triple", False)}
+
+
+@pytest.mark.parametrize(("old", "new", "kind"), [
+    ("print('not attempted yet')", "pass", "untouched stub"),
+    ("got == 6", "got == 6 and f is double_solution and f is not double", "solution"),
+    ("double_solution", "another", "solution"),
+])
+def test_engine_reports_a_faulty_exercise(tmp_path, old, new, kind):
+    cells = [source.replace(old, new) for source in PLAIN]
+    assert cells != PLAIN
+    assert not only(toy_rows(tmp_path, cells), kind)["good"]
+
+
+def test_engine_names_the_cell_that_fails_untouched(tmp_path):
+    with pytest.raises(bites.BitesError, match="cell 3 fails untouched(.|\n)*AssertionError"):
+        toy_rows(tmp_path, [source.replace("== 5", "== 4") for source in PLAIN])
+    with pytest.raises(bites.BitesError, match="cell 6 fails untouched(.|\n)*twice three"):
+        toy_rows(tmp_path, [source.replace("return 2 * x", "return 3 * x") for source in PLAIN])
+    with pytest.raises(bites.BitesError, match="does without this magic"):
+        toy_rows(tmp_path, ["!ls"])
+
+
+def test_a_lesson_without_a_list_is_an_error():
+    with pytest.raises(bites.BitesError, match=r"there is no 02_attention__99_missing\.py"):
+        bites.load_bites(bites.bites_file("02_attention/99_missing.ipynb"))

@@ -1,0 +1,181 @@
+"""What a lesson finishes and what `shared` carries forward is the same code, and all of `shared` is taught."""
+
+import ast
+from collections import defaultdict
+
+import pytest
+
+from tools import carry, notebooks
+
+ROOT = notebooks.ROOT
+MODULES = sorted(path for path in (ROOT / "shared").glob("*.py") if path.name != "__init__.py")
+
+# Public names that no lesson builds, each with its reason; "module:*" stands for a whole module.
+NOT_TAUGHT = {
+    "shared/runtime.py:*": "device, number format, seed, scale: operation, not lesson",
+    "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
+}
+
+
+def all_marked_cells():
+    cells = []
+    for path in notebooks.lessons():
+        for i, module, cell in carry.marked_cells(notebooks.read(path)):
+            cells.append(pytest.param(f"{notebooks.name_of(path)} cell {i}", module, cell.source,
+                                      id=f"{notebooks.name_of(path)}-cell-{i}"))
+    return cells
+
+
+MARKED = all_marked_cells()
+
+
+def test_the_lessons_carry_code():
+    assert MARKED, "no code cell of any lesson opens with '# -> shared/NAME.py'"
+
+
+@pytest.mark.parametrize(("where", "module", "source"), MARKED)
+def test_cell_and_module_are_the_same_code(where, module, source):
+    path = ROOT / module
+    assert path.is_file(), f"{where} names {module}, which does not exist"
+    difference = carry.drift(source, path.read_text(encoding="utf-8"), where, module)
+    assert not difference, f"the lesson and {module} have drifted apart:\n{difference}"
+
+
+def claims():
+    """Which cells claim which name: {"shared/gpt.py:GPTModel": ["03_gpt/01_gpt_model cell 40"]}."""
+    found = defaultdict(list)
+    for parameter in MARKED:
+        where, module, source = parameter.values
+        for name in carry.definitions(source):
+            found[f"{module}:{name}"].append(where)
+    return found
+
+
+def public_names():
+    return {f"shared/{path.name}:{name}"
+            for path in MODULES for name in carry.public_names(path.read_text(encoding="utf-8"))}
+
+
+def is_excused(name):
+    return name in NOT_TAUGHT or f"{name.split(':')[0]}:*" in NOT_TAUGHT
+
+
+def test_every_public_name_is_taught():
+    homeless = sorted(name for name in public_names() - set(claims()) if not is_excused(name))
+    assert not homeless, f"no lesson builds these; claim them in a marked cell or excuse them in NOT_TAUGHT: {homeless}"
+
+
+def test_no_name_is_claimed_twice():
+    twice = {name: cells for name, cells in claims().items() if len(cells) > 1}
+    assert not twice, f"claimed by more than one cell (the last lesson that changes a definition claims it): {twice}"
+
+
+def test_the_excuses_are_needed():
+    names, claimed = public_names(), claims()
+    for entry, reason in NOT_TAUGHT.items():
+        module, name = entry.split(":")
+        assert len(reason) > 10, f"{entry} needs a reason"
+        covered = [n for n in names if n.split(":")[0] == module] if name == "*" else [n for n in names if n == entry]
+        assert covered, f"NOT_TAUGHT excuses {entry}, which does not exist"
+        assert not set(covered) & set(claimed), f"NOT_TAUGHT excuses {entry}, but a lesson builds it"
+
+
+# The testers tested, on made-up pairs.
+
+MODULE = '''
+"""A module."""
+from __future__ import annotations
+import math
+from dataclasses import dataclass
+
+SIZE: int = 3
+
+
+@dataclass
+class Config:
+    """Fields.
+
+    More about them.
+    """
+    width: int
+    rate: float = 0.1
+
+
+def area(r: float, *, scale: float = 1.0) -> float:
+    """Area of a circle.
+
+    In square metres.
+    """
+    total: float = math.pi * r**2
+    return scale * total
+'''
+CELL = '''# -> shared/made_up.py
+@dataclass
+class Config:
+    width: int
+    rate: float = 0.1
+
+
+SIZE = 3
+
+
+def area(r, *, scale=1.0):
+    """Area."""
+    total = math.pi * r**2  # a comment
+    return scale * total
+'''
+
+
+def test_docstrings_annotations_comments_and_imports_do_not_count():
+    assert carry.drift(CELL, MODULE) == ""
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("r**2", "r**3", "-    total = math.pi * r ** 3"),
+    ("scale * total", "total", "+    return scale * total"),
+    ("rate: float = 0.1", "rate: float = 0.2", "-    rate: _ = 0.2"),
+    ("    width: int\n", "", "+    width: _"),
+    ("SIZE = 3", "SIZE = 4", "-SIZE = 4"),
+    ("scale=1.0", "scale=1", "-def area(r, *, scale=1):"),
+    ("def area(", "def volume(", "volume is not defined in"),
+    ("@dataclass\n", "", "+@dataclass"),
+])
+def test_drift_fails_with_a_diff(old, new, expected):
+    assert CELL.count(old) == 1
+    assert expected in carry.drift(CELL.replace(old, new), MODULE)
+
+
+def test_a_marked_cell_without_definitions_is_reported():
+    assert "without a definition" in carry.drift("# -> shared/made_up.py\nprint(1)", MODULE)
+
+
+@pytest.mark.parametrize("line", ["# -> shared/gpt", "#-> shared/gpt.py", "# → shared/gpt.py", "# --> shared/gpt.py",
+                                  "# done -> shared/gpt.py", "# -> gpt.py"])
+def test_a_misspelt_mark_raises(line):
+    with pytest.raises(carry.CarryError, match="looks like a mark"):
+        carry.marked_module(line + "\nx = 1")
+
+
+def test_a_mark_below_the_first_line_raises():
+    with pytest.raises(carry.CarryError, match="first line"):
+        carry.marked_module("x = 1\n# -> shared/gpt.py")
+
+
+def test_an_ordinary_first_line_is_no_mark():
+    assert carry.marked_module("# scores: [T, T] -> weights\nx = 1") is None
+    assert carry.marked_module("# -> shared/gpt.py\nx = 1") == "shared/gpt.py"
+
+
+def test_refreshing_a_drifted_cell_mends_it():
+    drifted = CELL.replace("r**2", "r**3").replace("rate: float = 0.1", "rate: float = 0.5")
+    mended = carry.refreshed(drifted, MODULE)
+    assert carry.drift(mended, MODULE) == ""
+    assert mended.startswith("# -> shared/made_up.py\n@dataclass\nclass Config:\n    \"\"\"Fields.\"\"\"\n    width")
+    assert '"""Area of a circle."""' in mended and "square metres" not in mended
+    with pytest.raises(carry.CarryError, match="volume is not defined"):
+        carry.refreshed(CELL.replace("area", "volume"), MODULE)
+
+
+def test_public_names_leave_out_private_ones_and_imports():
+    assert carry.public_names(MODULE + "\ndef _hidden(): pass\n_x = 1\n") == ["SIZE", "Config", "area"]
+    assert ast.parse(CELL)  # the made-up cell is code

@@ -1,0 +1,861 @@
+"""`shared.data` against a local HTTP server that does everything a server can do wrong, and with no server at all."""
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from shared import data
+
+ROOT = Path(__file__).resolve().parents[1]
+MIRROR = os.environ.get("LLM_MIRROR", "").strip()  # as the tests were called; each test starts without one
+BODY = bytes(range(256)) * 1200  # 307,200 bytes, more than a block
+OTHER = bytes(reversed(BODY))
+CUT = 2**17  # whole blocks: what came of the next one is lost when a connection breaks off
+
+
+# --- the server ------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """`routes[path]` is a list of answers, one for each request; the last one stays. `log` holds (path, Range)."""
+
+    def __init__(self):
+        self.routes, self.log, self.sent = {}, [], []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                answers = outer.routes.get(self.path, [status(404)])
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                outer.log.append((self.path, self.headers.get("Range")))
+                try:
+                    outer.sent.append(answer(self) or 0)
+                except OSError:  # the client has gone
+                    outer.sent.append(None)
+
+            def log_message(self, *args):
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.httpd.daemon_threads, self.httpd.block_on_close = True, False
+        self.address = f"http://127.0.0.1:{self.httpd.server_address[1]}"
+        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+
+    def serve(self, path, *answers):
+        self.routes[path] = list(answers)
+        return self.address + path
+
+    @property
+    def ranges(self):
+        return [asked for _, asked in self.log]
+
+
+def body(content, *, ranges=True, cut=None, length=None, etag=None, hold=None):
+    """A file; `cut`: break off after so many bytes, `length`: the lie, `hold`: an event to wait for at the cut."""
+
+    def answer(handler):
+        start, asked = 0, handler.headers.get("Range")
+        condition = handler.headers.get("If-Range")
+        if ranges and asked and (condition is None or condition == etag):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(content):
+            handler.send_error(416)
+            return 0
+        rest = content[start:]
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if etag:
+            handler.send_header("ETag", etag)
+        handler.send_header("Content-Length", str(len(rest) if length is None else length))
+        handler.end_headers()
+        handler.wfile.write(rest[:cut])
+        handler.wfile.flush()
+        if hold:
+            hold.wait(20)
+        return len(rest[:cut])
+
+    return answer
+
+
+def status(code):
+    return lambda handler: handler.send_error(code)
+
+
+def silent(seconds):
+    return lambda handler: time.sleep(seconds)
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.httpd.shutdown()
+    server.httpd.server_close()
+
+
+@pytest.fixture(autouse=True)
+def course(tmp_path, monkeypatch):
+    """An empty cache, no mirror, no proxy, an empty registry, a folder for samples, and little patience."""
+    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    for name in ("LLM_MIRROR", "LLM_OFFLINE", *proxies):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(data, "REGISTRY", {})
+    monkeypatch.setattr(data, "SAMPLES", tmp_path / "samples")
+    monkeypatch.setattr(data, "PAUSE", 0.01)
+    monkeypatch.setattr(data, "_DEAD", {})
+    (tmp_path / "samples").mkdir()
+
+
+def add(*urls, content=BODY, name="thing", file="sub/thing.bin", sample=None, sha256=True, size=True):
+    """Register a file that ought to hold `content`."""
+    data.REGISTRY[name] = data.Dataset(
+        name=name,
+        file=file,
+        urls=urls,
+        sha256=hashlib.sha256(content).hexdigest() if sha256 else None,
+        size=len(content) if size else None,
+        licence="none",
+        about="made up",
+        sample=sample,
+    )
+    if sample:
+        (data.SAMPLES / sample).write_bytes(b"a sample")
+
+
+def cached(file="sub/thing.bin"):
+    return data.data_dir() / file
+
+
+def left_over():
+    """What lies in the cache, beside the records and files that are complete."""
+    names = [path.name for path in data.data_dir().rglob("*") if path.is_file()]
+    return sorted(name for name in names if name not in ("checksums.json", "thing.bin"))
+
+
+# --- the network at its best and at its worst ------------------------------------------------------------------------
+
+
+def test_download_once_then_from_the_cache(server, monkeypatch):
+    add(server.serve("/a", body(BODY)))
+    path = data.fetch("thing")
+    assert path == cached() and path.read_bytes() == BODY
+    monkeypatch.setattr(data.hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
+    assert data.fetch("thing") == path
+    assert len(server.log) == 1 and left_over() == [] and not data.is_sample(path)
+
+
+@pytest.mark.parametrize("sha256", [True, False])
+def test_cut_download_goes_on_where_it_stopped(server, sha256):
+    add(server.serve("/a", body(BODY, cut=CUT, etag='"1"'), body(BODY, etag='"1"')), sha256=sha256)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-"]
+    assert server.sent == [CUT, len(BODY) - CUT]
+    assert left_over() == []
+
+
+def test_cut_download_goes_on_in_a_later_call(server, monkeypatch):
+    monkeypatch.setattr(data, "TRIES", 1)
+    add(server.serve("/a", body(BODY, cut=CUT), body(BODY)))
+    with pytest.raises(data.DownloadError, match="breaks off"):
+        data.fetch("thing")
+    assert left_over() == ["thing.bin.lock", "thing.bin.part"]
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-"] and left_over() == []
+
+
+def test_many_cuts_that_each_bring_something_are_no_failure(server):
+    add(server.serve("/a", *[body(BODY, cut=70_000)] * 4, body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert len(server.log) == 5 > data.TRIES
+
+
+def test_another_address_goes_on_with_the_same_file(server, monkeypatch):
+    monkeypatch.setattr(data, "TRIES", 1)
+    add(server.serve("/a", body(BODY, cut=CUT)), server.serve("/b", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.log == [("/a", None), ("/b", f"bytes={CUT}-")]
+
+
+def test_server_without_ranges_starts_over(server):
+    add(server.serve("/a", body(BODY, ranges=False, cut=CUT), body(BODY, ranges=False)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-"]
+
+
+def test_server_without_ranges_that_always_cuts_is_given_up(server):
+    add(server.serve("/a", body(BODY, ranges=False, cut=CUT)))
+    with pytest.raises(data.DownloadError, match="breaks off"):
+        data.fetch("thing")
+    assert len(server.log) == data.TRIES and not cached().exists()
+
+
+def test_pieces_of_two_files_are_not_put_together(server):
+    add(server.serve("/a", body(OTHER, cut=CUT), body(BODY)))  # the file on the server changed in between
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-", None]
+
+
+def test_changed_file_of_unknown_checksum_starts_over(server):
+    add(server.serve("/a", body(OTHER, cut=CUT, etag='"1"'), body(BODY, etag='"2"')), sha256=False, size=False)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-"] and server.sent[1] == len(BODY)
+
+
+def test_file_of_unknown_checksum_is_not_resumed_without_etag(server):
+    add(server.serve("/a", body(OTHER, cut=CUT), body(BODY)), sha256=False, size=False)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, None]
+
+
+def test_part_longer_than_the_file_starts_over(server):
+    add(server.serve("/a", body(BODY)))
+    cached().parent.mkdir(parents=True)
+    cached("sub/thing.bin.part").write_bytes(OTHER + b"more")
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None]
+
+
+def test_complete_part_is_used_without_a_request(server):
+    add(server.serve("/a", status(404)))
+    cached().parent.mkdir(parents=True)
+    cached("sub/thing.bin.part").write_bytes(BODY)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.log == [] and left_over() == []
+
+
+def test_range_not_satisfiable_starts_over(server):
+    add(server.serve("/a", status(416), body(BODY)))
+    cached().parent.mkdir(parents=True)
+    cached("sub/thing.bin.part").write_bytes(BODY[:1000])
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == ["bytes=1000-", None]
+
+
+def test_wrong_range_in_the_answer_starts_over(server):
+    def wrong(handler):
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(BODY) - 1}/{len(BODY)}")
+        handler.send_header("Content-Length", str(len(BODY)))
+        handler.end_headers()
+        handler.wfile.write(BODY)
+
+    add(server.serve("/a", wrong, body(BODY)))
+    cached().parent.mkdir(parents=True)
+    cached("sub/thing.bin.part").write_bytes(BODY[:1000])
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == ["bytes=1000-", None]
+
+
+def test_content_length_too_short(server):
+    add(server.serve("/a", body(BODY, ranges=False, length=1000)))
+    with pytest.raises(data.DownloadError, match="sent 1,000 of 307,200 bytes"):
+        data.fetch("thing")
+    assert not cached().exists()
+
+
+def test_content_length_too_short_once(server):
+    add(server.serve("/a", body(BODY, length=1000), body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, "bytes=1000-"]
+
+
+def test_content_length_too_long(server):
+    add(server.serve("/a", body(BODY, length=len(BODY) + 1000)), server.serve("/b", body(BODY, length=len(BODY) * 2)))
+    with pytest.raises(data.DownloadError, match="breaks off"):
+        data.fetch("thing")
+    assert not cached().exists()
+    server.serve("/b", body(BODY))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.sent[-1] < len(BODY)  # what had come was kept
+
+
+def test_file_too_long(server):
+    add(server.serve("/a", body(BODY * 3)))
+    with pytest.raises(data.DownloadError, match="bytes instead of 307,200"):
+        data.fetch("thing")
+    assert not cached().exists() and left_over() == ["thing.bin.lock"]
+
+
+def test_wrong_file_is_named_and_the_next_address_asked(server, capsys):
+    add(server.serve("/a", body(OTHER)), server.serve("/b", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.log == [("/a", None), ("/b", None)]
+
+
+def test_wrong_file_everywhere(server):
+    url = server.serve("/a", body(OTHER))
+    add(url)
+    with pytest.raises(data.DownloadError) as error:
+        data.fetch("thing")
+    message = str(error.value)
+    assert f"{url}: sent a file that has another checksum" in message
+    assert hashlib.sha256(OTHER).hexdigest() in message and hashlib.sha256(BODY).hexdigest() in message
+    assert not cached().exists() and left_over() == ["thing.bin.lock"]
+
+
+@pytest.mark.parametrize("size", [True, False])
+def test_web_page_with_status_200(server, size):
+    add(server.serve("/a", body(b"<html>please log in</html>", ranges=False)), size=size)
+    with pytest.raises(data.DownloadError, match="another checksum" if not size else "of 307,200 bytes"):
+        data.fetch("thing")
+    assert not cached().exists()
+
+
+def test_500_then_ok(server):
+    add(server.serve("/a", status(500), status(503), body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert len(server.log) == 3
+
+
+def test_always_500(server):
+    add(server.serve("/a", status(500)))
+    with pytest.raises(data.DownloadError, match="HTTP 500"):
+        data.fetch("thing")
+    assert len(server.log) == data.TRIES and not cached().exists()
+
+
+def test_404_is_not_asked_again_and_the_second_address_is(server):
+    add(server.serve("/gone", status(404)), server.serve("/b", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.log == [("/gone", None), ("/b", None)]
+
+
+def test_error_names_each_address_its_reason_and_the_way_out(server):
+    gone, broken = server.serve("/gone", status(404)), server.serve("/broken", status(500))
+    add(gone, broken)
+    with pytest.raises(data.DownloadError) as error:
+        data.fetch("thing")
+    message = str(error.value)
+    assert f"{gone}: HTTP 404 Not Found" in message and f"{broken}: HTTP 500" in message
+    for part in (str(cached()), hashlib.sha256(BODY).hexdigest(), "307,200 bytes", "LLM_MIRROR", "--all --to DIR"):
+        assert part in message
+
+
+def test_silent_server_times_out_and_is_not_asked_again(server, monkeypatch):
+    monkeypatch.setattr(data, "READ_TIMEOUT", 0.2)
+    add(server.serve("/a", silent(20)))
+    add(server.serve("/b", body(BODY)), name="second", file="second.bin")
+    begin = time.monotonic()
+    with pytest.raises(data.DownloadError, match="no answer within 0.2 s"):
+        data.fetch("thing")
+    assert time.monotonic() - begin < 10
+    with pytest.raises(data.DownloadError, match="no answer within 0.2 s"):
+        data.fetch("second")
+    assert {path for path, _ in server.log} == {"/a"}
+    monkeypatch.setattr(data, "_DEAD", {})  # as after a while
+    assert data.fetch("second").read_bytes() == BODY
+
+
+def test_server_that_falls_silent_in_the_middle(server, monkeypatch):
+    monkeypatch.setattr(data, "READ_TIMEOUT", 0.2)
+    hold = threading.Event()
+    add(server.serve("/a", body(BODY, cut=CUT, hold=hold), body(BODY)))
+    try:
+        assert data.fetch("thing").read_bytes() == BODY
+        assert len(server.log) == 2 and server.ranges[1].startswith("bytes=")
+    finally:
+        hold.set()
+
+
+def test_host_that_swallows_packets_is_given_up_soon_and_once(monkeypatch, capsys):
+    calls = []
+
+    def hang(via, family, answers):
+        calls.append(via.hostname)
+        time.sleep(30)
+
+    monkeypatch.setattr(data, "_connect", hang)
+    monkeypatch.setattr(data, "CONNECT_TIMEOUT", 0.2)
+    for name in ("thing", "second"):
+        add("https://data.invalid/x", name=name, file=f"{name}.bin", sample=f"{name}.txt")
+    begin = time.monotonic()
+    assert data.is_sample(data.fetch("thing"))
+    assert time.monotonic() - begin < 10
+    assert data.is_sample(data.fetch("second"))
+    assert calls == ["data.invalid"] * 2  # one for each address family
+    assert "thing: not reachable (data.invalid: no connection within 0.2 s), using" in capsys.readouterr().out
+
+
+def test_unknown_host_and_closed_port(server, monkeypatch):
+    look_up = socket.getaddrinfo
+
+    def no_such_name(host, *args):
+        if host == "name.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *args)
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    add("http://name.invalid/a", server.address + "/b")
+    with pytest.raises(data.DownloadError) as error:
+        data.fetch("thing")
+    assert "http://name.invalid/a: its name is not known here" in str(error.value)
+    assert f"{server.address}/b: no connection" in str(error.value)
+
+
+def test_proxy_from_the_environment(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", server.address)
+    monkeypatch.setenv("http_proxy", server.address)
+    add("http://data.invalid/a")
+    server.serve("http://data.invalid/a", body(BODY))
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_proxy_that_does_not_answer(server, monkeypatch):
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    monkeypatch.setenv("HTTP_PROXY", server.address.removeprefix("http://"))
+    monkeypatch.setenv("http_proxy", server.address.removeprefix("http://"))
+    add("http://data.invalid/a")
+    with pytest.raises(data.DownloadError, match=r"the proxy 127\.0\.0\.1: no connection"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_more_telling_reason_of_two_address_families_is_given(monkeypatch, order):
+    reasons = [(1, "no connection (refused)"), (2, "its name is not known")][::order]
+    monkeypatch.setattr(data, "_connect", lambda via, family, answers: answers.put(reasons.pop()))
+    add("http://data.invalid/a")
+    with pytest.raises(data.DownloadError, match="no connection .refused."):
+        data.fetch("thing")
+
+
+def test_one_address_family_is_enough(server, monkeypatch):
+    connect = data._connect
+
+    def other_family_is_dead(via, family, answers):
+        return connect(via, family, answers) if family == socket.AF_INET else time.sleep(30)
+
+    monkeypatch.setattr(data, "_connect", other_family_is_dead)
+    add(server.serve("/a", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_server_without_a_certificate(server):
+    add(server.address.replace("http:", "https:") + "/a")
+    with pytest.raises(data.DownloadError, match="its TLS certificate is not accepted"):
+        data.fetch("thing")
+
+
+def test_progress_bar_only_for_big_files(server, monkeypatch, capsys):
+    add(server.serve("/a", body(BODY)))
+    add(server.serve("/b", body(BODY)), name="second", file="second.bin")
+    data.fetch("thing")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(data, "BIG", 1000)
+    data.fetch("second")
+    assert "second: " in capsys.readouterr().out
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [OTHER, BODY[:1000], b""])
+def test_damaged_cache_is_set_aside_and_repaired(server, capsys, wrong):
+    add(server.serve("/a", body(BODY)))
+    cached().parent.mkdir(parents=True)
+    cached().write_bytes(wrong)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert cached("sub/thing.bin.wrong").read_bytes() == wrong
+    assert "set aside as thing.bin.wrong" in capsys.readouterr().out
+
+
+def test_known_file_that_was_damaged_later_is_repaired(server):
+    add(server.serve("/a", body(BODY)))
+    data.fetch("thing").write_bytes(OTHER)
+    os.utime(cached(), ns=(1, 1))
+    assert data.fetch("thing").read_bytes() == BODY and len(server.log) == 2
+
+
+def test_damaged_cache_is_not_used_offline(monkeypatch, capsys):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    add("http://127.0.0.1:9/a", sample="small.txt")
+    cached().parent.mkdir(parents=True)
+    cached().write_bytes(OTHER)
+    assert data.is_sample(data.fetch("thing"))
+
+
+def test_damaged_records_only_cost_time(server):
+    add(server.serve("/a", body(BODY)))
+    path = data.fetch("thing")
+    for wrong in ("{", "[]", '{"sub/thing.bin": 1}', ""):
+        (data.data_dir() / "checksums.json").write_text(wrong, encoding="utf-8")
+        assert data.fetch("thing") == path
+    assert len(server.log) == 1
+
+
+def test_unknown_checksum_is_recorded_and_holds_from_then_on(server, capsys):
+    add(server.serve("/a", body(BODY), body(OTHER)), sha256=False, size=False)
+    path = data.fetch("thing")
+    records = json.loads((data.data_dir() / "checksums.json").read_text(encoding="utf-8"))
+    assert records["sub/thing.bin"]["sha256"] == hashlib.sha256(BODY).hexdigest()
+    path.unlink()
+    with pytest.raises(data.DownloadError, match="another checksum") as error:
+        data.fetch("thing")
+    assert "recorded in checksums.json" in str(error.value) and not path.exists()
+    (data.data_dir() / "checksums.json").unlink()
+    assert data.fetch("thing").read_bytes() == OTHER
+
+
+def test_cache_that_cannot_be_made(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "file" / "data"))
+    add(server.serve("/a", body(BODY)), sample="small.txt")
+    with pytest.raises(data.DownloadError, match="cannot be used .*LLM_DATA_DIR"):
+        data.fetch("thing")
+
+
+def test_full_disk_says_so_and_goes_on_later(server, monkeypatch):
+    add(server.serve("/a", body(BODY)), sample="small.txt")
+
+    class Full:
+        """A file that takes two blocks and no more."""
+
+        def __init__(self, *args):
+            self.file, self.room = open(*args), 2**17  # noqa: SIM115 (closed in __exit__)
+
+        def write(self, block):
+            self.room -= len(block)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(block)
+
+        def tell(self):
+            return self.file.tell()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.file.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "open", Full, raising=False)
+        with pytest.raises(data.DownloadError, match="No space left on device"):
+            data.fetch("thing")
+    assert not cached().exists()
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={2**17}-"]
+
+
+def test_read_only_cache_with_the_file_is_fine(monkeypatch):
+    add("http://127.0.0.1:9/a")
+    cached().parent.mkdir(parents=True)
+    cached().write_bytes(BODY)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    assert data.fetch("thing") == cached()
+
+
+# --- mirror, sample, offline -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    folder = tmp_path / "stick"
+    (folder / "sub").mkdir(parents=True)
+    monkeypatch.setenv("LLM_MIRROR", str(folder))
+    return folder
+
+
+def test_mirror_folder_is_used_where_it_lies(server, mirror, monkeypatch):
+    add(server.serve("/a", body(BODY)))
+    (mirror / "sub/thing.bin").write_bytes(BODY)
+    assert data.fetch("thing") == mirror / "sub/thing.bin"
+    assert server.log == [] and not cached().exists()
+    monkeypatch.setattr(data.hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
+    assert data.fetch("thing") == mirror / "sub/thing.bin"
+
+
+def test_mirror_folder_with_a_wrong_file(server, mirror, capsys):
+    add(server.serve("/a", body(BODY)))
+    (mirror / "sub/thing.bin").write_bytes(OTHER)
+    assert data.fetch("thing") == cached() and cached().read_bytes() == BODY
+    out = capsys.readouterr().out
+    assert str(mirror / "sub/thing.bin") in out and "another checksum" in out
+    assert (mirror / "sub/thing.bin").read_bytes() == OTHER  # a mirror is not ours to change
+
+
+def test_mirror_folder_without_the_file_and_no_network(mirror, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    add("http://127.0.0.1:9/a", sample="small.txt")
+    assert data.is_sample(data.fetch("thing"))
+
+
+def test_mirror_folder_that_is_not_there(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "nowhere"))
+    add(server.serve("/a", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("offline", ["", "1"])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_mirror_address_comes_first_also_offline(server, monkeypatch, offline, slash):
+    monkeypatch.setenv("LLM_MIRROR", server.address + "/room 5".replace(" ", "%20") + slash)
+    monkeypatch.setenv("LLM_OFFLINE", offline)
+    server.serve("/room%205/sub/thing.bin", body(BODY))
+    add(server.serve("/a", body(BODY)))
+    assert data.fetch("thing") == cached() and cached().read_bytes() == BODY
+    assert server.log == [("/room%205/sub/thing.bin", None)]
+
+
+def test_mirror_address_without_the_file(server, monkeypatch):
+    monkeypatch.setenv("LLM_MIRROR", server.address)
+    add(server.serve("/a", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.log == [("/sub/thing.bin", None), ("/a", None)]
+
+
+def test_offline_with_sample_says_so_in_one_line(server, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    add(server.serve("/a", body(BODY)), sample="small.txt")
+    path = data.fetch("thing")
+    assert path == data.SAMPLES / "small.txt" and data.is_sample(path) and data.is_sample(str(path))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "thing: not reachable (offline" in out and "bundled sample small.txt (written for this course)" in out
+    assert server.log == []
+
+
+def test_unreachable_with_sample_says_why(server, capsys):
+    add(server.serve("/a", status(404)), sample="small.txt")
+    assert data.is_sample(data.fetch("thing"))
+    assert "not reachable (127.0.0.1: HTTP 404 Not Found), using the bundled sample" in capsys.readouterr().out
+
+
+def test_no_sample_wanted(monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    add("http://127.0.0.1:9/a", sample="small.txt")
+    with pytest.raises(data.DownloadError):
+        data.fetch("thing", sample_ok=False)
+
+
+@pytest.mark.parametrize("sample", [None, "small.txt"])
+def test_offline_without_sample(monkeypatch, sample):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    add("http://127.0.0.1:9/a", sample=sample)
+    if sample:
+        (data.SAMPLES / sample).unlink()  # a checkout that lacks it
+    with pytest.raises(data.DownloadError, match="http://127.0.0.1:9/a: not asked, LLM_OFFLINE is set"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("value", ["0", "", "no", "False"])
+def test_not_offline(server, monkeypatch, value):
+    monkeypatch.setenv("LLM_OFFLINE", value)
+    add(server.serve("/a", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_unknown_name():
+    add(name="the_verdict")
+    with pytest.raises(ValueError, match="'the_verdikt'; did you mean the_verdict"):
+        data.fetch("the_verdikt")
+    with pytest.raises(ValueError, match="'zzz'; known are the_verdict"):
+        data.fetch("zzz")
+
+
+def test_relative_folders_count_from_the_course_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_DATA_DIR", "elsewhere")
+    assert data.data_dir() == ROOT / "elsewhere"
+    monkeypatch.delenv("LLM_DATA_DIR")
+    assert data.data_dir() == ROOT / "data"
+
+
+# --- interruptions and company ---------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from shared import data
+name, url, sha256, size = sys.argv[1:]
+data.REGISTRY = {name: data.Dataset(name, "sub/thing.bin", (url,), sha256, int(size), "none", "made up")}
+print(data.fetch(name).read_bytes() == bytes(range(256)) * 1200)
+"""
+
+
+def start(url):
+    command = [sys.executable, "-c", SCRIPT, "thing", url, hashlib.sha256(BODY).hexdigest(), str(len(BODY))]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_keyboard_interrupt_keeps_what_it_has(server, monkeypatch):
+    add(server.serve("/a", body(BODY)))
+
+    def interrupt(bar, n=1):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.tqdm, "update", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            data.fetch("thing")
+    assert not cached().exists()
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={2**14}-"]
+
+
+def test_killed_process_leaves_nothing_broken(server):
+    hold = threading.Event()
+    add(server.serve("/a", body(BODY, cut=200_000, hold=hold), body(BODY)))
+    process, part = start(server.address + "/a"), cached("sub/thing.bin.part")
+    deadline = time.monotonic() + 15
+    while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    hold.set()
+    assert not cached().exists() and 0 < part.stat().st_size <= 200_000
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges[1].startswith("bytes=") and server.sent[-1] < len(BODY)
+    assert left_over() == []
+
+
+def test_two_processes_at_once_and_a_thread(server):
+    hold = threading.Event()
+    add(server.serve("/a", body(BODY, cut=CUT, hold=hold), body(BODY)))
+    processes = [start(server.address + "/a") for _ in range(2)]
+    deadline = time.monotonic() + 15
+    while not server.log and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(data.fetch("thing").read_bytes()))
+    thread.start()
+    time.sleep(1.5)  # all of them are at it now
+    assert len(server.log) == 1
+    hold.set()
+    lines = [process.communicate(timeout=20)[0].splitlines()[-1] for process in processes]
+    thread.join(20)
+    assert lines == ["True", "True"] and found == [BODY]
+    assert len(server.log) == 2 and left_over() == []  # begun, gone on with, and nobody asked a third time
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def test_list(server, mirror, monkeypatch, capsys):
+    for name in ("one", "two", "three", "four", "five"):
+        add(
+            server.serve(f"/{name}", body(BODY)), name=name, file=f"sub/{name}", sample="s" if name == "three" else None
+        )
+    data.fetch("one")
+    (mirror / "sub/two").write_bytes(BODY)
+    cached("sub/five").write_bytes(OTHER)
+    capsys.readouterr()
+    assert data.main(["--list"]) == 0
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head[:5] == ["name", "file", "bytes", "licence", "now"]
+    assert [(row[0], row[4]) for row in rows] == [
+        ("one", "cache"),
+        ("two", "mirror"),
+        ("three", "sample"),
+        ("four", "absent"),
+        ("five", "damaged"),
+    ]
+    assert [row[1:4] for row in rows[:1]] == [["sub/one", "307,200", "none"]]
+    assert data.main(["--list", "two"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(server.log) == 1
+
+
+def test_names_and_failures(server, capsys):
+    add(server.serve("/gone", status(404)), name="gone", file="gone", sample="s")
+    add(server.serve("/a", body(BODY)))
+    assert data.main(["thing"]) == 0
+    assert data.main(["gone", "thing"]) == 1
+    out = capsys.readouterr().out
+    assert f"thing: {cached()}" in out and "gone could not be had" in out
+    for arguments in ([], ["nonsense"]):
+        with pytest.raises(SystemExit) as stop:
+            data.main(arguments)
+        assert stop.value.code == 2
+    assert "no data is called 'nonsense'" in capsys.readouterr().err
+
+
+def test_make_a_mirror_from_the_network_and_from_a_mirror(server, tmp_path, monkeypatch, capsys):
+    add(server.serve("/gone", status(404)), name="gone", file="gone", sample="s")
+    add(server.serve("/a", body(BODY)))
+    assert data.main(["--all", "--to", str(tmp_path / "one")]) == 1
+    files = [path.relative_to(tmp_path / "one").as_posix() for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert files == ["sub/thing.bin"] and (tmp_path / "one/sub/thing.bin").read_bytes() == BODY
+    monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "one"))
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    assert data.main(["thing", "--to", str(tmp_path / "two")]) == 0
+    assert (tmp_path / "two/sub/thing.bin").read_bytes() == BODY
+    (tmp_path / "two/sub/thing.bin").write_bytes(OTHER)  # repaired when asked again
+    assert data.main(["thing", "--to", str(tmp_path / "two")]) == 0
+    assert (tmp_path / "two/sub/thing.bin").read_bytes() == BODY
+    assert data.main(["thing", "--to", str(tmp_path / "one")]) == 0  # onto itself
+    assert (tmp_path / "one/sub/thing.bin").read_bytes() == BODY
+
+
+def test_mirror_that_cannot_be_written(server, tmp_path, capsys):
+    add(server.serve("/a", body(BODY)))
+    (tmp_path / "file").write_bytes(b"")
+    assert data.main(["thing", "--to", str(tmp_path / "file")]) == 1
+    assert "thing cannot be copied to" in capsys.readouterr().out
+
+
+def test_command_line_in_its_own_process(tmp_path):
+    environment = os.environ | {"LLM_DATA_DIR": str(tmp_path), "LLM_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "shared.data"]
+    listed = subprocess.run([*command, "--list"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert listed.returncode == 0 and "the_verdict" in listed.stdout and "public domain" in listed.stdout
+    failed = subprocess.run([*command, "--all"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stdout.count("could not be had") == 3 and failed.stderr == ""
+
+
+# --- the entries of the course ---------------------------------------------------------------------------------------
+
+
+def test_entries_of_the_course():
+    entries = data._DATASETS
+    assert [entry.name for entry in entries][:3] == ["the_verdict", "gpt2_vocab", "gpt2_encoder"]
+    for attribute in ("name", "file"):
+        assert len({getattr(entry, attribute) for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry.urls and all(url.startswith("https://") for url in entry.urls)
+        assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
+        assert not Path(entry.file).is_absolute() and ".." not in Path(entry.file).parts
+        assert entry.licence and entry.about
+
+
+@pytest.mark.skipif(not MIRROR, reason="LLM_MIRROR is not set")
+def test_the_mirror_holds_the_real_files(monkeypatch):
+    monkeypatch.setenv("LLM_MIRROR", MIRROR)
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in data._DATASETS})
+    for entry in data._DATASETS:
+        path = data.fetch(entry.name, sample_ok=False)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+
+
+def test_import_has_no_side_effects():
+    script = """
+import pathlib, os, socket, sys, threading
+socket.socket.connect = None
+import shared.data
+assert threading.active_count() == 1 and not pathlib.Path(os.environ["LLM_DATA_DIR"]).exists()
+assert not {"torch", "numpy", "pandas"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,0 +1,100 @@
+"""Every lesson as it is saved: what its outputs must not hold, what its structure must be (tools/hygiene.py)."""
+
+import nbformat.v4 as nbf
+import pytest
+
+from tools import hygiene, notebooks
+
+LESSONS = notebooks.lessons()
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[notebooks.name_of(path) for path in LESSONS])
+def test_hygiene(path):
+    found = hygiene.violations(path)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_the_setup_cell_is_the_same_everywhere():
+    assert LESSONS
+    sources = {}
+    for path in LESSONS:
+        for _, cell in notebooks.code_cells(notebooks.read(path)):
+            if "setup" in notebooks.tags(cell):
+                sources.setdefault(cell.source, []).append(notebooks.name_of(path))
+    assert len(sources) == 1, f"{len(sources)} different setup cells: {list(sources.values())}"
+
+
+def test_all_badges_name_the_same_repository():
+    repositories = {hygiene.COLAB_LINK.search(notebooks.read(path).cells[0].source).group(1) for path in LESSONS}
+    assert len(repositories) == 1, repositories
+
+
+# The rules tested, each on a made-up notebook that breaks it.
+
+BADGE = "[![Open in Colab](%s)](https://colab.research.google.com/github/me/it/blob/main/01_toy/01_a.ipynb)"
+
+
+def good_notebook():
+    fold = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["solution", "hide-input"]}
+    cells = [
+        nbf.new_markdown_cell(f"# Toy\n\n{BADGE % hygiene.COLAB_BADGE}\n\n[next](02_b.ipynb#top), [web](https://example.org)"),
+        nbf.new_code_cell("import sys", metadata={"tags": ["setup"]}),
+        nbf.new_markdown_cell("<details><summary>Hint</summary>`<details>` and `[x](y)` are code</details>"),
+        nbf.new_code_cell("print(1 / 2)", outputs=[nbf.new_output("stream", name="stdout", text="a/b /50 0.5 and/or\n")]),
+        nbf.new_code_cell('#@title Solution 1.1 (double-click to open) { display-mode: "form" }\nx = 1', metadata=fold),
+    ]
+    return hygiene.clean(nbf.new_notebook(cells=cells))
+
+
+def violations(notebook, tmp_path):
+    folder = tmp_path / "01_toy"
+    folder.mkdir(exist_ok=True)
+    (folder / "02_b.ipynb").touch()
+    notebooks.write(notebook, folder / "01_a.ipynb")
+    return hygiene.violations(folder / "01_a.ipynb", tmp_path)
+
+
+def test_a_good_notebook_breaks_no_rule(tmp_path):
+    assert violations(good_notebook(), tmp_path) == []
+
+
+def stream(text, name="stdout"):
+    return nbf.new_output("stream", name=name, text=text)
+
+
+def picture(kind):
+    return nbf.new_output("display_data", data={kind: "{}"})
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda nb: nb.cells[3].update(execution_count=7), "counts are not 1..n"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("x", "stderr")]), "saved stderr"),
+    (lambda nb: nb.cells[3].update(outputs=[nbf.new_output("error", ename="E", evalue="v")]), "a saved error: E: v"),
+    (lambda nb: nb.cells[3].update(outputs=[picture("application/vnd.jupyter.widget-view+json")]), "a saved widget"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("UserWarning: x")]), "a saved warning"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("'/home/me/x'")]), "a path of one machine"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("C:\\Users\\me")]), "a path of one machine"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("<f at 0x7f001234>")]), "an object's address"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("x" * 301_000)]), "at most 300"),
+    (lambda nb: nb.cells[3].update(source=" "), "an empty code cell"),
+    (lambda nb: nb.cells[3].update(source="if scale() == 'quick':\n    pass"), "branches on the scale"),
+    (lambda nb: nb.cells[3].metadata.update(execution={}), "metadata of one run"),
+    (lambda nb: nb.cells[4].metadata.update(tags=["solution"]), "not folded"),
+    (lambda nb: nb.cells[4].metadata.pop("cellView"), "not folded"),
+    (lambda nb: nb.cells[4].update(source="x = 1"), "first line is not #@title"),
+    (lambda nb: nb.cells[2].update(source="<details><summary>x</summary>"), "<details> is not closed"),
+    (lambda nb: nb.cells[2].update(source="![x](https://example.org/a.png)"), "a picture from elsewhere"),
+    (lambda nb: nb.cells[2].update(source="<img alt='x' src='https://example.org/a.png'>"), "a picture from elsewhere"),
+    (lambda nb: nb.cells[2].update(source="![x](missing.svg)"), "a picture that does not exist"),
+    (lambda nb: nb.cells[2].update(source="[x](../02_b/01_c.ipynb)"), "a link that leads nowhere"),
+    (lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("01_a", "01_b")), "one Colab badge"),
+    (lambda nb: nb.cells[1].metadata.update(tags=[]), "one cell with the tag 'setup'"),
+    (lambda nb: nb.cells.pop(2), "third code cell in a row"),
+    (lambda nb: nb.metadata.update(widgets={}), "metadata of the notebook"),
+    (lambda nb: nb.metadata.update(kernelspec={"name": "mine", "display_name": "x"}), "kernelspec is not python3"),
+    (lambda nb: nb.metadata.update(language_info={"name": "python", "version": "3"}), "more than the name"),
+])
+def test_a_broken_rule_is_named(change, expected, tmp_path):
+    notebook = good_notebook()
+    change(notebook)
+    assert expected in "\n".join(violations(notebook, tmp_path))

@@ -1,0 +1,351 @@
+"""The tools: running lessons, saving them, the set-up, the blocked network."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat.v4 as nbf
+import psutil
+import pytest
+
+from tools import badges, clean, execute, hygiene, notebooks, pages, run, save, setup
+from tools import test as test_tool
+
+ROOT = notebooks.ROOT
+SETUP = "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path.cwd().parent))"
+OPENING = ("# Toy\n\n[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+           "(https://colab.research.google.com/github/your_account/build-a-gpt/blob/main/01_toy/01_good.ipynb)\n\n"
+           "Next: [the other](02_bad.ipynb). A formula: $\\frac{1}{\\sqrt{d}}$ and\n\n$$\\sum_{t} p_t = 1$$\n")
+GOOD = [OPENING, SETUP, "Text.", "print(Path.cwd().name)", "Text.",
+        "import os\nprint(os.environ['LLM_SCALE'])",
+        "Text.", "print('first line')\nprint('loss 1.25')"]
+BAD = ["# Bad", SETUP, "Text.", "def broken(x):\n    return x / 0\n\nbroken(1)", "Text.", "print('never')"]
+DIES = ["# Dies", SETUP, "Text.", "import os\nos.kill(os.getpid(), 9)" if os.name != "nt" else "import os\nos._exit(9)"]
+
+
+def make_notebook(path, sources):
+    """A notebook in which every even source is prose; the last code cell is tagged `headline`."""
+    cells = [nbf.new_code_cell(s) if i % 2 else nbf.new_markdown_cell(s) for i, s in enumerate(sources)]
+    cells[1].metadata["tags"] = ["setup"]
+    cells[-1].metadata["tags"] = ["headline"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notebooks.write(nbf.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A course with the real tools and `shared`, and no lessons yet."""
+    for folder in ("tools", "shared"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("requirements.txt", "tests/requirements.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    return tmp_path
+
+
+def environment(project):
+    kept = {k: v for k, v in os.environ.items() if k not in ("LLM_MIRROR", "LLM_PYTHON")}
+    return kept | {"LLM_OFFLINE": "1", "LLM_DATA_DIR": str(project / "data"), "PYTHONUTF8": "1"}
+
+
+def tool(project, name, *arguments):
+    return subprocess.run([sys.executable, "-m", f"tools.{name}", "--no-venv", *arguments], cwd=project, text=True,
+                          env=environment(project), capture_output=True, encoding="utf-8", timeout=240)
+
+
+def test_run_reports_each_lesson_and_goes_on_after_a_failure(project):
+    before = [make_notebook(project / f"01_toy/{name}.ipynb", sources).read_bytes() for name, sources in
+              [("01_good", GOOD), ("02_bad", BAD), ("03_dies", DIES), ("04_again", GOOD)]]
+    done = tool(project, "run")
+    assert done.returncode == 1, done.stderr
+    assert before == [path.read_bytes() for path in notebooks.lessons(project)]  # the lessons are left alone
+    assert re.search(r"^\[1/4\] 01_toy/01_good +\d+\.\d s   loss 1\.25$", done.stdout, re.MULTILINE)
+    assert "FAILED 01_toy/02_bad, cell 3: ZeroDivisionError: division by zero" in done.stdout
+    assert "    def broken(x):\n        return x / 0\n" in done.stdout  # the cell
+    assert "----> 2     return x / 0" in done.stdout and "\x1b" not in done.stdout  # the traceback
+    assert "FAILED 01_toy/03_dies, cell 3: the kernel died" in done.stdout
+    assert re.search(r"^\[4/4\] 01_toy/04_again +\d+\.\d s   loss 1\.25$", done.stdout, re.MULTILINE)
+    assert "2 lessons passed, 2 failed" in done.stdout
+    assert re.search(r"^01_toy/01_good +\d+\.\d +\d+  loss 1\.25$", done.stdout, re.MULTILINE)  # the table
+
+    report = json.loads((project / "build/report.json").read_text(encoding="utf-8"))
+    good, bad, dies, _ = report["notebooks"]
+    assert report["scale"] == "quick" and "the_verdict" in report["data"]
+    assert good["headline"] == "loss 1.25" and good["error"] == "" and good["peak_mb"] > 20
+    assert bad["cell"] == 3 and dies["error"].startswith("the kernel died") and dies["seconds"] < 30
+
+    index = (project / "build/index.html").read_text(encoding="utf-8")
+    for text in ('href="01_toy/01_good.html"', 'href="01_toy/02_bad.ipynb"', "loss 1.25", "ZeroDivision", "2 failed"):
+        assert text in index
+    executed = notebooks.read(project / "build/01_toy/01_good.ipynb")
+    assert executed.cells[3].outputs[0].text == "01_toy\n"  # ran in its own folder
+    assert executed.cells[5].outputs[0].text == "quick\n"
+    page = (project / "build/01_toy/01_good.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["']https?://(?!colab)[^"']*|@import[^;]*http[^;]*|import\("http""", page)
+    assert "<math" in page and "msqrt" in page and "MathJax" not in page
+    assert 'href="02_bad.html"' in page and ">Open in Colab</a>" in page
+
+
+def test_run_chooses_lessons_and_runs_side_by_side(project):
+    for name in ("01_one", "02_two", "03_three"):
+        make_notebook(project / f"01_toy/{name}.ipynb", GOOD)
+    done = tool(project, "run", "--only", "0[23]_t*", "--jobs", "2", "--out", "elsewhere")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 lessons passed, 0 failed" in done.stdout and "01_one" not in done.stdout
+    assert sorted(path.name for path in (project / "elsewhere").glob("*/*.html")) == ["02_two.html", "03_three.html"]
+    assert tool(project, "run", "--jobs", "0").returncode == 2
+    nothing = tool(project, "run", "--only", "09_*")
+    assert nothing.returncode == 1 and "no lesson fits --only '09_*'" in nothing.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_stops_the_run_and_its_kernel(project):
+    make_notebook(project / "01_toy/01_long.ipynb", ["# Long", SETUP, "Text.", "import time\ntime.sleep(120)"])
+    process = subprocess.Popen([sys.executable, "-m", "tools.run", "--no-venv"], cwd=project, text=True,
+                               env=environment(project), stdout=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 60
+    kernels = []
+    while not kernels and time.monotonic() < end:
+        kernels = [p for p in psutil.Process(process.pid).children() if "ipykernel" in " ".join(p.cmdline())]
+        time.sleep(0.1)
+    assert kernels, "no kernel was started"
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "stopped" in output
+    _, alive = psutil.wait_procs(kernels, timeout=10)
+    assert not alive
+
+
+def test_a_cell_that_runs_too_long_is_reported(tmp_path):
+    path = make_notebook(tmp_path / "01_toy/01_slow.ipynb", ["# Slow", SETUP, "Text.", "import time\ntime.sleep(60)"])
+    result = execute.run_notebook(path, cell_seconds=2)
+    assert result.cell == 3 and result.error == "this cell ran for more than 2 seconds" and result.seconds < 30
+
+
+def test_save_writes_clean_outputs_in_place(tmp_path, capsys):
+    sources = [*GOOD, "Text.", "import sys\nfrom tqdm import tqdm\nfor i in tqdm(range(3)):\n    pass\nlen('four')"]
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", sources)
+    other = make_notebook(tmp_path / "01_toy/02_bad.ipynb", BAD)
+    ids = [cell.id for cell in notebooks.read(path).cells]
+    assert save.save(path) == []
+    saved = notebooks.read(path)
+    assert [cell.id for cell in saved.cells] == ids
+    assert [cell.execution_count for _, cell in notebooks.code_cells(saved)] == [1, 2, 3, 4, 5]
+    assert [output.output_type for output in saved.cells[9].outputs] == ["execute_result"]  # no progress bar
+    assert saved.cells[9].outputs[0].execution_count == 5
+    assert saved.metadata == hygiene.METADATA and "execution" not in saved.cells[1].metadata
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+    assert hygiene.violations(path, tmp_path) == []
+    assert sorted(path.parent.iterdir()) == [path, other]  # nothing else is left in the folder
+    first = path.read_bytes()
+    assert save.save(path) == [] and path.read_bytes() == first  # the same again
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ("1 / 0", "ZeroDivisionError"),
+    ("import warnings\nwarnings.warn('careful')", "a saved warning|saved stderr"),
+    ("print('/home/someone/course/data')", "a path of one machine"),
+    ("import base64, os\nprint(base64.b64encode(os.urandom(300_000)).decode())", "kB; at most 300"),
+])
+def test_save_leaves_a_notebook_that_breaks_the_rules_as_it_was(tmp_path, code, expected):
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", ["# Toy", SETUP, "Text.", code])
+    before = path.read_bytes()
+    assert re.search(expected, "\n".join(save.save(path)))
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_save_refuses_sample_data(project):
+    path = make_notebook(project / "01_toy/01_good.ipynb", GOOD)
+    before = path.read_bytes()
+    done = tool(project, "save", str(path))
+    assert done.returncode == 1 and "bundled samples stand in for the_verdict" in done.stderr
+    assert path.read_bytes() == before
+    assert tool(project, "save", "--allow-sample", str(path)).returncode == 0 and path.read_bytes() != before
+    assert tool(project, "save").returncode == 2 and tool(project, "save", "missing.ipynb").returncode == 2
+
+
+def test_badges_rewrite_the_link_and_the_clone_address(tmp_path):
+    clone = 'run(["git", "clone", "--depth", "1", "https://github.com/your_account/build-a-gpt"], check=True)'
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", [OPENING, clone, "See https://github.com/openai/tiktoken."])
+    before = path.read_text(encoding="utf-8")
+    assert badges.main(["someone/my-gpt"], tmp_path) == 0
+    after = path.read_text(encoding="utf-8")
+    assert before.count("your_account/build-a-gpt") == 2 and after.count("someone/my-gpt") == 2
+    assert "your_account" not in after and "github.com/openai/tiktoken" in after
+    assert notebooks.read(path).cells[1].source == clone.replace("your_account/build-a-gpt", "someone/my-gpt")
+    for wrong in ([], ["someone"], ["a/b", "c/d"], ["https://github.com/a/b"]):
+        with pytest.raises(SystemExit, match="usage"):
+            badges.main(wrong, tmp_path)
+
+
+def test_clean_removes_what_the_tools_made_and_nothing_else(tmp_path):
+    made = ["build/x.html", "shared/__pycache__/a.pyc", ".pytest_cache/b", "01_toy/.ipynb_checkpoints/c"]
+    kept = [".venv/lib/__pycache__/d", "data/e", "shared/f.py", ".git/build/g"]
+    for name in made + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clean.main(tmp_path)
+    assert not any((tmp_path / name).exists() for name in made) and all((tmp_path / name).exists() for name in kept)
+
+
+def test_headline_is_the_last_line_of_the_tagged_cells():
+    cell = nbf.new_code_cell("x", outputs=[nbf.new_output("stream", name="stdout", text="one\n\x1b[1mtwo\x1b[0m\n\n")])
+    notebook = nbf.new_notebook(cells=[cell])
+    assert execute.headline_of(notebook) == ""
+    cell.metadata["tags"] = ["headline"]
+    assert execute.headline_of(notebook) == "two"
+
+
+def test_a_page_survives_a_formula_that_cannot_be_converted(monkeypatch, tmp_path):
+    notebook = nbf.new_notebook(cells=[nbf.new_markdown_cell("Before $a < b$ after")])
+    assert "<math" in pages.notebook_page(notebook, tmp_path / "x.ipynb")
+    monkeypatch.setattr(pages, "to_mathml", None)
+    assert "$a &lt; b$" in pages.notebook_page(notebook, tmp_path / "x.ipynb")
+
+
+def test_only_fits_names_folders_and_stems():
+    paths = [Path("01_a/01_x.ipynb"), Path("02_b/01_y.ipynb")]
+    for pattern, expected in [("01_a", paths[:1]), ("*y", paths[1:]), ("02_b/*", paths[1:]), ("01_*", paths),
+                              ("01_x.ipynb", paths[:1]), (None, paths)]:
+        assert run.chosen(paths, pattern, notebooks.name_of) == expected, pattern
+
+
+# The set-up, with pip and the virtual environment played by stand-ins.
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A course folder without `.venv`; what pip is asked for is noted."""
+    asked = []
+
+    def fake_venv(folder):
+        python = setup.python_of(folder)
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+
+    def fake_pip(folder, *arguments):
+        asked.append(list(arguments))
+        return fake_pip.statuses.pop(0) if fake_pip.statuses else 0
+
+    fake_pip.statuses, fake_pip.asked = [], asked
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "requirements.txt").write_text("# course\ntorch>=2.9,<2.14\nnumpy>=2\n", encoding="utf-8")
+    (tmp_path / "tests/requirements.txt").write_text("pytest-xdist>=3\n", encoding="utf-8")
+    for name, value in [("ROOT", tmp_path), ("VENV", tmp_path / ".venv"), ("make_venv", fake_venv), ("pip", fake_pip),
+                        ("has_torch", lambda folder: False), ("wants_cpu_torch", lambda: False)]:
+        monkeypatch.setattr(setup, name, value)
+    return fake_pip
+
+
+def test_the_second_set_up_costs_nothing_until_the_requirements_change(fresh):
+    python = setup.ensure()
+    assert python == setup.python_of(setup.VENV) and fresh.asked == [["-r", "requirements.txt"]]
+    setup.ensure()
+    assert len(fresh.asked) == 1
+    setup.ensure((setup.COURSE, setup.TESTS))
+    assert fresh.asked[1:] == [["-r", "requirements.txt", "-r", "tests/requirements.txt"]]
+    setup.ensure()
+    setup.ensure((setup.COURSE, setup.TESTS))
+    assert len(fresh.asked) == 2
+    (setup.ROOT / setup.COURSE).write_text("torch>=2.9,<2.15\n", encoding="utf-8")
+    setup.ensure()
+    assert len(fresh.asked) == 3
+
+
+def test_a_half_finished_installation_is_not_taken_for_finished(fresh):
+    fresh.statuses[:] = [1]
+    with pytest.raises(setup.SetupError, match="pip could not install everything"):
+        setup.ensure()
+    assert not setup.is_installed(setup.VENV, (setup.COURSE,))
+    setup.ensure()
+    assert setup.is_installed(setup.VENV, (setup.COURSE,)) and len(fresh.asked) == 2
+    setup.stamp_of(setup.VENV).write_text('{"requirements', encoding="utf-8")
+    assert not setup.is_installed(setup.VENV, (setup.COURSE,))
+
+
+@pytest.mark.parametrize("status", [0, 1], ids=["reached", "not reached"])
+def test_without_a_gpu_the_cpu_build_is_tried_first(fresh, monkeypatch, status):
+    monkeypatch.setattr(setup, "wants_cpu_torch", lambda: True)
+    fresh.statuses[:] = [status]
+    setup.ensure()
+    first, second = fresh.asked
+    assert first[-3:] == ["--index-url", setup.CPU_INDEX, "torch>=2.9,<2.14"] and "--retries" in first
+    assert second == ["-r", "requirements.txt"]
+
+
+def test_clear_words_for_a_python_that_will_not_do(fresh, monkeypatch):
+    monkeypatch.setattr(setup, "OLDEST", (99, 0))
+    with pytest.raises(setup.SetupError, match=r"needs 99\.0 or newer"):
+        setup.ensure()
+    with pytest.raises(SystemExit, match=r"set-up: This is Python .*needs 99\.0"):
+        setup.enter("tools.run", [])
+
+
+def test_clear_words_where_virtual_environments_cannot_be_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(setup.SetupError, match="python3-venv"):
+        setup.make_venv(tmp_path / ".venv")
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_no_venv_and_colab_use_the_python_that_runs_and_name_what_it_lacks(fresh, monkeypatch):
+    monkeypatch.delenv("LLM_PYTHON", raising=False)
+    assert setup.enter("tools.run", ["--no-venv", "--jobs", "2"]) == ["--jobs", "2"]
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    assert setup.enter("tools.run", []) == []
+    (setup.ROOT / setup.COURSE).write_text("torch>=2.9\nno-such-thing>=1  # comment\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="lacks: no-such-thing"):
+        setup.enter("tools.run", [])
+    assert fresh.asked == []
+
+
+def test_another_python_can_be_named(fresh, monkeypatch):
+    monkeypatch.setenv("LLM_PYTHON", sys.executable)
+    assert setup.enter("tools.run", ["--out", "x"]) == ["--out", "x"] and fresh.asked == []
+
+
+def test_the_requirement_files_can_be_read(monkeypatch):
+    assert setup.torch_requirement() == "torch>=2.9,<2.14"
+    assert setup.missing_modules((setup.COURSE, setup.TESTS)) == []
+
+
+# The blocked network of `tools.test --all`.
+
+BLOCKED = """
+import socket, threading, sitecustomize
+sitecustomize.REAL_CONNECT = lambda self, address: print("reached", address)  # nothing leaves this process
+sitecustomize.REAL_GETADDRINFO = lambda *arguments, **options: print("resolved", arguments[0])
+def attempt(function, *arguments):
+    try:
+        function(*arguments)
+    except OSError as error:
+        print("blocked", type(error).__name__)
+for address in [("192.0.2.1", 80), ("127.0.0.1", 80), ("localhost", 80), ("example.org", 80)]:
+    attempt(socket.socket().connect, address)
+for name in ["example.org", "localhost", b"127.0.0.1", None]:
+    attempt(socket.getaddrinfo, name, 80)
+attempt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto, b"x", ("192.0.2.1", 80))
+"""
+
+
+def test_the_network_can_be_blocked_for_a_process_and_its_children(tmp_path):
+    blocked = test_tool.without_network(dict(os.environ), tmp_path)
+    assert "LLM_MIRROR" not in blocked and blocked["https_proxy"] == test_tool.CLOSED_PORT
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BLOCKED!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", child], env=blocked, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "blocked ConnectionRefusedError", "reached ('127.0.0.1', 80)", "reached ('localhost', 80)",
+        "blocked ConnectionRefusedError", "blocked gaierror", "resolved localhost", "resolved b'127.0.0.1'",
+        "resolved None", "blocked ConnectionRefusedError"], done.stderr
+
+
+def test_pytest_is_spread_over_two_workers_unless_told_otherwise():
+    assert test_tool.pytest_command("python", ["-k", "mask"])[3:] == ["-n", "2", "--dist", "loadfile", "-k", "mask"]
+    assert test_tool.pytest_command("python", ["-n0", "-x"])[3:] == ["-n0", "-x"]

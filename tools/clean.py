@@ -1,0 +1,28 @@
+"""Remove what the tools made: build/ and caches. `.venv`, the downloaded data and saved checkpoints stay."""
+
+import shutil
+import sys
+
+from tools.setup import ROOT
+
+CACHES = {"__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
+KEPT = {".git", ".venv", "data"}
+
+
+def remove_caches(folder):
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name not in KEPT:
+            if path.name in CACHES:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                remove_caches(path)
+
+
+def main(root=ROOT):
+    shutil.rmtree(root / "build", ignore_errors=True)
+    remove_caches(root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The lessons as files: where they are, how they are read and written."""
+
+import re
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lessons(root=ROOT):
+    """Paths of all lesson notebooks, in reading order."""
+    return sorted(Path(root).glob("0?_*/*.ipynb"))
+
+
+def name_of(path):
+    """`02_attention/01_simple_self_attention`: how the tools call a lesson."""
+    path = Path(path)
+    return f"{path.parent.name}/{path.stem}"
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook, path):
+    """Write a notebook with one trailing newline and Unix line ends, the same on every system."""
+    text = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
+    Path(path).write_text(text, encoding="utf-8", newline="\n")
+
+
+def code_cells(notebook):
+    """All code cells as (index in the notebook, cell)."""
+    return [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def without_colours(text):
+    """`text` without the terminal's escape sequences."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)

@@ -1,0 +1,87 @@
+"""Run lessons and save their outputs in place: `python -m tools.save NOTEBOOK ... | --all`. For maintainers.
+
+Each notebook runs from top to bottom at quick scale on the CPU with the real data, is cleaned (tools/hygiene.py) and
+written back. A notebook that fails, or whose outputs would break the rules for saved outputs, is left as it was.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tools import setup
+
+
+def save(path, out=None):
+    """Run, clean, check and write one notebook; returns what is wrong, one sentence each ([] when it was written).
+
+    `out` is for trials: the notebook is written there instead of in place.
+    """
+    from tools import execute, hygiene, notebooks
+
+    result = execute.run_notebook(path, environment={"LLM_SCALE": "quick", "LLM_DEVICE": "cpu"})
+    if result.error:
+        return [f"cell {result.cell}: {result.error}", *result.trace.splitlines()]
+    notebook = hygiene.clean(result.notebook)
+    path, out = Path(path), Path(out or path)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".save-") as folder:
+        aside = Path(folder) / path.name
+        notebooks.write(notebook, aside)
+        found = [f"{aside.stat().st_size / 1000:.0f} kB; at most {hygiene.MAX_KB}"] \
+            if aside.stat().st_size > 1000 * hygiene.MAX_KB else []
+        found += hygiene.saved_outputs(notebook)
+        if not found:
+            os.replace(aside, out)
+    print(f"{result.name}: {'left as it was' if found else 'saved'} ({result.seconds:.1f} s) {result.headline}")
+    return found
+
+
+def sample_data():
+    """Names of all registered data sets that are not there in their real form."""
+    from shared import data
+
+    found = []
+    for name in data.REGISTRY:
+        try:
+            if data.is_sample(data.fetch(name)):
+                found.append(name)
+        except data.DownloadError:
+            found.append(name)
+    return found
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m tools.save", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--all", action="store_true", help="all lessons")
+    parser.add_argument("--allow-sample", action="store_true", help="go on although data is a bundled sample (trials)")
+    parser.add_argument("--no-venv", action="store_true", help="stay in the Python that is running")
+    options = parser.parse_args(arguments)
+    if bool(options.notebooks) == options.all:
+        parser.error("name notebooks, or say --all")
+    options.notebooks = [path.resolve() for path in options.notebooks]
+    for path in options.notebooks:
+        if not path.is_file():
+            parser.error(f"there is no {path}")
+    setup.enter("tools.save", [str(Path(a).resolve()) if a.endswith(".ipynb") else a for a in arguments])
+
+    from tools import notebooks
+
+    os.environ.pop("LLM_TEXT", None)
+    samples = sample_data()
+    if samples and not options.allow_sample:
+        raise SystemExit(f"not saved: bundled samples stand in for {', '.join(samples)}, and saved outputs must come "
+                         "from the real data. Set LLM_MIRROR, or connect to the network.")
+    failed = 0
+    for path in options.notebooks or notebooks.lessons():
+        if found := save(path):
+            failed += 1
+            print("\n".join(f"    {line}" for line in found))
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
