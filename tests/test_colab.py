@@ -1,4 +1,4 @@
-"""The setup cell in a fresh Colab session (played by a stand-in) and in the course folder."""
+"""The setup cell of every lesson, in a fresh Colab session (played by a stand-in) and in the course folder."""
 
 import json
 import os
@@ -16,7 +16,7 @@ CARRIED = ("shared", "01_working_with_text", "02_attention", "03_gpt")
 # What a notebook in Colab finds: google.colab in sys.modules, an empty folder, `git` on the PATH. Here `git` is played
 # by a function that copies the course and notes how it was called.
 SESSION = """
-import json, shutil, subprocess, sys, types
+import importlib.util, json, shutil, subprocess, sys, types
 from pathlib import Path
 
 cell, course, carried, calls, in_colab = json.loads(sys.argv[1])
@@ -39,23 +39,14 @@ exec(compile(cell, "<setup cell>", "exec"), names)
 length = len(sys.path)
 exec(compile(cell, "<setup cell>", "exec"), names)
 assert len(sys.path) == length, "running it twice adds to sys.path again"
-import shared.runtime
-print(Path(shared.runtime.__file__).resolve().parent.parent.as_posix())
+print(Path(importlib.util.find_spec("shared.runtime").origin).resolve().parent.parent.as_posix())
 print(Path(names["ROOT"]).resolve().as_posix())
 """
 
 
-def setup_cell():
-    for path in notebooks.lessons():
-        for _, cell in notebooks.code_cells(notebooks.read(path)):
-            if "setup" in notebooks.tags(cell):
-                return cell.source
-    raise AssertionError("no lesson has a cell with the tag 'setup'")
-
-
 def run_cell(folder, in_colab, calls, cell=None):
     """Run the setup cell twice in a fresh process whose current folder is `folder`."""
-    session = json.dumps([cell or setup_cell(), str(ROOT), CARRIED, str(calls), in_colab])
+    session = json.dumps([cell or notebooks.SETUP_CELL, str(ROOT), CARRIED, str(calls), in_colab])
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run([sys.executable, "-c", SESSION, session], cwd=folder, env=environment, text=True,
                           capture_output=True, encoding="utf-8", timeout=120)
@@ -102,7 +93,7 @@ def test_outside_colab_and_the_course_the_cell_says_what_to_do(tmp_path):
 
 
 def test_the_cell_installs_nothing_and_clones_what_the_badge_names():
-    cell = setup_cell()
+    cell = notebooks.SETUP_CELL
     assert "pip" not in cell and "%" not in cell and "!" not in cell
     badge = hygiene.COLAB_LINK.search(notebooks.read(notebooks.lessons()[0]).cells[0].source)
     assert f"https://github.com/{badge.group(1)}\"" in cell
@@ -110,8 +101,8 @@ def test_the_cell_installs_nothing_and_clones_what_the_badge_names():
 
 @pytest.mark.parametrize(("old", "new"), [("ROOT is None and", "True and"), ("not in sys.path", "is not None")])
 def test_the_test_notices_a_cell_that_works_only_once(tmp_path, old, new):
-    cell = setup_cell().replace(old, new, 1)
-    assert cell != setup_cell()
+    cell = notebooks.SETUP_CELL.replace(old, new, 1)
+    assert cell != notebooks.SETUP_CELL
     folder = tmp_path / "content"
     folder.mkdir()
     assert run_cell(folder, True, tmp_path / "calls", cell).returncode != 0

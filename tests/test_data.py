@@ -1,4 +1,4 @@
-"""`shared.data` against a local HTTP server that does everything a server can do wrong, and with no server at all."""
+"""`shared.data` and `shared.download` against a local HTTP server that does everything a server can do wrong, and with no server at all."""
 
 import errno
 import hashlib
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from shared import data
+from shared import data, download
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRROR = os.environ.get("LLM_MIRROR", "").strip()  # as the tests were called; each test starts without one
 BODY = bytes(range(256)) * 1200  # 307,200 bytes, more than a block
 OTHER = bytes(reversed(BODY))
+ENTRIES = list(data.REGISTRY.values())
 CUT = 2**17  # whole blocks: what came of the next one is lost when a connection breaks off
 
 
@@ -115,8 +116,8 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(data, "REGISTRY", {})
     monkeypatch.setattr(data, "SAMPLES", tmp_path / "samples")
-    monkeypatch.setattr(data, "PAUSE", 0.01)
-    monkeypatch.setattr(data, "_DEAD", {})
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(download, "dead_hosts", {})
     (tmp_path / "samples").mkdir()
 
 
@@ -153,7 +154,7 @@ def test_download_once_then_from_the_cache(server, monkeypatch):
     add(server.serve("/a", body(BODY)))
     path = data.fetch("thing")
     assert path == cached() and path.read_bytes() == BODY
-    monkeypatch.setattr(data.hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
     assert data.fetch("thing") == path
     assert len(server.log) == 1 and left_over() == [] and not data.is_sample(path)
 
@@ -168,7 +169,7 @@ def test_cut_download_goes_on_where_it_stopped(server, sha256):
 
 
 def test_cut_download_goes_on_in_a_later_call(server, monkeypatch):
-    monkeypatch.setattr(data, "TRIES", 1)
+    monkeypatch.setattr(download, "TRIES", 1)
     add(server.serve("/a", body(BODY, cut=CUT), body(BODY)))
     with pytest.raises(data.DownloadError, match="breaks off"):
         data.fetch("thing")
@@ -180,11 +181,11 @@ def test_cut_download_goes_on_in_a_later_call(server, monkeypatch):
 def test_many_cuts_that_each_bring_something_are_no_failure(server):
     add(server.serve("/a", *[body(BODY, cut=70_000)] * 4, body(BODY)))
     assert data.fetch("thing").read_bytes() == BODY
-    assert len(server.log) == 5 > data.TRIES
+    assert len(server.log) == 5 > download.TRIES
 
 
 def test_another_address_goes_on_with_the_same_file(server, monkeypatch):
-    monkeypatch.setattr(data, "TRIES", 1)
+    monkeypatch.setattr(download, "TRIES", 1)
     add(server.serve("/a", body(BODY, cut=CUT)), server.serve("/b", body(BODY)))
     assert data.fetch("thing").read_bytes() == BODY
     assert server.log == [("/a", None), ("/b", f"bytes={CUT}-")]
@@ -200,7 +201,7 @@ def test_server_without_ranges_that_always_cuts_is_given_up(server):
     add(server.serve("/a", body(BODY, ranges=False, cut=CUT)))
     with pytest.raises(data.DownloadError, match="breaks off"):
         data.fetch("thing")
-    assert len(server.log) == data.TRIES and not cached().exists()
+    assert len(server.log) == download.TRIES and not cached().exists()
 
 
 def test_pieces_of_two_files_are_not_put_together(server):
@@ -325,7 +326,7 @@ def test_always_500(server):
     add(server.serve("/a", status(500)))
     with pytest.raises(data.DownloadError, match="HTTP 500"):
         data.fetch("thing")
-    assert len(server.log) == data.TRIES and not cached().exists()
+    assert len(server.log) == download.TRIES and not cached().exists()
 
 
 def test_404_is_not_asked_again_and_the_second_address_is(server):
@@ -346,7 +347,7 @@ def test_error_names_each_address_its_reason_and_the_way_out(server):
 
 
 def test_silent_server_times_out_and_is_not_asked_again(server, monkeypatch):
-    monkeypatch.setattr(data, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
     add(server.serve("/a", silent(20)))
     add(server.serve("/b", body(BODY)), name="second", file="second.bin")
     begin = time.monotonic()
@@ -356,12 +357,12 @@ def test_silent_server_times_out_and_is_not_asked_again(server, monkeypatch):
     with pytest.raises(data.DownloadError, match="no answer within 0.2 s"):
         data.fetch("second")
     assert {path for path, _ in server.log} == {"/a"}
-    monkeypatch.setattr(data, "_DEAD", {})  # as after a while
+    monkeypatch.setattr(download, "dead_hosts", {})  # as after a while
     assert data.fetch("second").read_bytes() == BODY
 
 
 def test_server_that_falls_silent_in_the_middle(server, monkeypatch):
-    monkeypatch.setattr(data, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
     hold = threading.Event()
     add(server.serve("/a", body(BODY, cut=CUT, hold=hold), body(BODY)))
     try:
@@ -457,7 +458,7 @@ def test_progress_bar_only_for_big_files(server, monkeypatch, capsys):
     add(server.serve("/b", body(BODY)), name="second", file="second.bin")
     data.fetch("thing")
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(data, "BIG", 1000)
+    monkeypatch.setattr(download, "BIG", 1000)
     data.fetch("second")
     assert "second: " in capsys.readouterr().out
 
@@ -545,7 +546,7 @@ def test_full_disk_says_so_and_goes_on_later(server, monkeypatch):
             self.file.close()
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "open", Full, raising=False)
+        patch.setattr(download, "open", Full, raising=False)
         with pytest.raises(data.DownloadError, match="No space left on device"):
             data.fetch("thing")
     assert not cached().exists()
@@ -582,7 +583,7 @@ def test_mirror_folder_is_used_where_it_lies(server, mirror, monkeypatch):
     (mirror / "sub/thing.bin").write_bytes(BODY)
     assert data.fetch("thing") == mirror / "sub/thing.bin"
     assert server.log == [] and not cached().exists()
-    monkeypatch.setattr(data.hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
     assert data.fetch("thing") == mirror / "sub/thing.bin"
 
 
@@ -706,7 +707,7 @@ def test_keyboard_interrupt_keeps_what_it_has(server, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.tqdm, "update", interrupt)
+        patch.setattr(download.tqdm, "update", interrupt)
         with pytest.raises(KeyboardInterrupt):
             data.fetch("thing")
     assert not cached().exists()
@@ -829,7 +830,7 @@ def test_command_line_in_its_own_process(tmp_path):
 
 
 def test_entries_of_the_course():
-    entries = data._DATASETS
+    entries = ENTRIES
     assert [entry.name for entry in entries][:3] == ["the_verdict", "gpt2_vocab", "gpt2_encoder"]
     for attribute in ("name", "file"):
         assert len({getattr(entry, attribute) for entry in entries}) == len(entries)
@@ -844,8 +845,8 @@ def test_entries_of_the_course():
 def test_the_mirror_holds_the_real_files(monkeypatch):
     monkeypatch.setenv("LLM_MIRROR", MIRROR)
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in data._DATASETS})
-    for entry in data._DATASETS:
+    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
+    for entry in ENTRIES:
         path = data.fetch(entry.name, sample_ok=False)
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
 

@@ -100,9 +100,10 @@ def test_run_chooses_lessons_and_runs_side_by_side(project):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 lessons passed, 0 failed" in done.stdout and "01_one" not in done.stdout
     assert sorted(path.name for path in (project / "elsewhere").glob("*/*.html")) == ["02_two.html", "03_three.html"]
-    assert tool(project, "run", "--jobs", "0").returncode == 2
-    nothing = tool(project, "run", "--only", "09_*")
-    assert nothing.returncode == 1 and "no lesson fits --only '09_*'" in nothing.stderr
+    with pytest.raises(SystemExit):
+        run.arguments_of(["--jobs", "0"])
+    with pytest.raises(SystemExit, match=r"no lesson fits --only '09_\*'; there are: 01_toy/01_one"):
+        run.chosen(notebooks.lessons(project), "09_*", notebooks.name_of)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
@@ -162,14 +163,24 @@ def test_save_leaves_a_notebook_that_breaks_the_rules_as_it_was(tmp_path, code, 
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
-def test_save_refuses_sample_data(project):
-    path = make_notebook(project / "01_toy/01_good.ipynb", GOOD)
+def test_save_refuses_sample_data(tmp_path, monkeypatch):
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", GOOD)
     before = path.read_bytes()
-    done = tool(project, "save", str(path))
-    assert done.returncode == 1 and "bundled samples stand in for the_verdict" in done.stderr
+    monkeypatch.setattr(save, "sample_data", lambda: ["the_verdict"])
+    with pytest.raises(SystemExit, match="bundled samples stand in for the_verdict"):
+        save.main(["--no-venv", str(path)])
     assert path.read_bytes() == before
-    assert tool(project, "save", "--allow-sample", str(path)).returncode == 0 and path.read_bytes() != before
-    assert tool(project, "save").returncode == 2 and tool(project, "save", "missing.ipynb").returncode == 2
+    assert save.main(["--no-venv", "--allow-sample", str(path)]) == 0 and path.read_bytes() != before
+    for wrong in ([], ["missing.ipynb"], ["--all", str(path)]):
+        with pytest.raises(SystemExit, match="2"):
+            save.main(wrong)
+
+
+def test_sample_data_names_what_is_not_real(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLM_MIRROR", raising=False)
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
+    assert {"the_verdict", "gpt2_vocab", "gpt2_encoder"} <= set(save.sample_data())
 
 
 def test_badges_rewrite_the_link_and_the_clone_address(tmp_path):
@@ -216,6 +227,36 @@ def test_only_fits_names_folders_and_stems():
     for pattern, expected in [("01_a", paths[:1]), ("*y", paths[1:]), ("02_b/*", paths[1:]), ("01_*", paths),
                               ("01_x.ipynb", paths[:1]), (None, paths)]:
         assert run.chosen(paths, pattern, notebooks.name_of) == expected, pattern
+
+
+# The lessons under pytest (conftest.py).
+
+def test_pytest_runs_lessons_and_judges_their_outputs(project):
+    for file in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, project / file)
+    path = make_notebook(project / "01_toy/01_good.ipynb", [
+        "# Toy", SETUP, "Equal.", "print('same')", "Different.", "print('new')", "Not compared.", "print('new')",
+        "Compared only with the real data.", "print('sample')"])
+    notebook = notebooks.read(path)
+    for cell, text, tags in [(notebook.cells[3], "same", ["nbval-check-output"]),
+                             (notebook.cells[5], "old", ["nbval-check-output"]), (notebook.cells[7], "old", []),
+                             (notebook.cells[9], "real", ["nbval-check-output", "real-data"])]:
+        cell.metadata["tags"], cell.execution_count = tags, 1
+        cell.outputs = [nbf.new_output("stream", name="stdout", text=text + "\n")]
+    notebooks.write(notebook, path)
+    make_notebook(project / "01_toy/02_dies.ipynb", [*DIES, "Text.", "print('never')"])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "--durations=0", "-rA", "01_toy"]
+    done = subprocess.run(command, cwd=project, env=environment(project), text=True, capture_output=True,
+                          encoding="utf-8", timeout=120)
+    verdicts = re.findall(r"^(PASSED|FAILED) 01_toy/(\w+)\.ipynb::Cell (\d)", done.stdout, re.MULTILINE)
+    assert sorted(verdicts, key=lambda verdict: verdict[1:]) == [
+        ("PASSED", "01_good", "0"), ("PASSED", "01_good", "1"), ("FAILED", "01_good", "2"), ("PASSED", "01_good", "3"),
+        ("PASSED", "01_good", "4"), ("PASSED", "02_dies", "0"), ("FAILED", "02_dies", "1")], done.stdout
+    assert "2 failed, 5 passed, 1 skipped" in done.stdout
+    assert "data: bundled samples in place of the_verdict, gpt2_vocab" in done.stdout
+    assert "The kernel died in this cell" in done.stdout
+    seconds = re.search(r"([\d.]+)s call +01_toy/02_dies.ipynb::Cell 1", done.stdout).group(1)
+    assert float(seconds) < 10, "a dead kernel is noticed at once, not at the time limit"
 
 
 # The set-up, with pip and the virtual environment played by stand-ins.

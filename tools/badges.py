@@ -1,6 +1,7 @@
 """Point every lesson at your repository: `python -m tools.badges OWNER/REPOSITORY`.
 
-Rewrites the link of the Colab badge and the address that the setup cell clones from, in every notebook and the README.
+Rewrites the link of the Colab badge and the address that the setup cell clones from: in every notebook, in
+tools/setup_cell.py and in the README.
 The course comes with `your_account/build-a-gpt`, which no one can own: account names have no underscore.
 """
 
@@ -24,7 +25,7 @@ def main(arguments=None, root=notebooks.ROOT):
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1 or not re.fullmatch(r"[A-Za-z0-9_-]+/[\w.-]+", arguments[0]):
         raise SystemExit(f"usage: python -m tools.badges OWNER/REPOSITORY (got: {' '.join(arguments) or 'nothing'})")
-    for path in [*notebooks.lessons(root), root / "README.md"]:
+    for path in [*notebooks.lessons(root), root / "tools" / "setup_cell.py", root / "README.md"]:
         if path.is_file():
             before = path.read_bytes().decode("utf-8")
             after = rewritten(before, arguments[0])

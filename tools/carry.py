@@ -5,7 +5,8 @@ that each of them has the same syntax tree as its namesake in that module; docst
 aside.
 
 `python -m tools.carry [NOTEBOOK ...]` copies the module's present definitions into the marked cells, with docstrings
-cut to their first line. It never goes the other way. Run `python -m tools.save` on the notebooks it names afterwards.
+cut to their first line, and tools/setup_cell.py into the cell tagged `setup`. It never goes the other way. Run
+`python -m tools.save` on the notebooks it names afterwards.
 """
 
 import ast
@@ -158,6 +159,10 @@ def main(arguments=None):
     failed = False
     for path in paths:
         notebook, changed = notebooks.read(path), []
+        for i, cell in notebooks.code_cells(notebook):
+            if "setup" in notebooks.tags(cell) and cell.source != notebooks.SETUP_CELL:
+                cell.source = notebooks.SETUP_CELL
+                changed.append(f"cell {i} (the setup cell)")
         try:
             for i, module, cell in marked_cells(notebook):
                 module_source = (notebooks.ROOT / module).read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ def run_notebook(path, cell_seconds=CELL_SECONDS, environment=None, on_start=Non
     def ended(cell, cell_index, **_):
         result.peak_mb = max(result.peak_mb, peak_megabytes(manager.provisioner.pid))
 
-    client = NotebookClient(notebook, km=manager, timeout=cell_seconds, startup_timeout=120, coalesce_streams=True,
+    client = NotebookClient(notebook, km=manager, timeout=cell_seconds, startup_timeout=120,
                             extra_arguments=["--log-level=ERROR"],
                             resources={"metadata": {"path": str(result.path.parent.resolve())}},
                             on_cell_start=started, on_cell_executed=ended)
@@ -109,6 +109,8 @@ def run_notebook(path, cell_seconds=CELL_SECONDS, environment=None, on_start=Non
     except Exception as error:  # a kernel that does not start, a full disk: the other notebooks still get their turn
         result.error = f"{type(error).__name__}: {error}"
     result.seconds = time.perf_counter() - start
+    for _, cell in notebooks.code_cells(notebook):
+        cell.outputs = notebooks.merge_streams(cell.outputs)
     if result.error and result.cell is not None:
         result.source = notebook.cells[result.cell].source
     result.headline = headline_of(notebook)

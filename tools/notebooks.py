@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+SETUP_CELL = (ROOT / "tools" / "setup_cell.py").read_text(encoding="utf-8").strip()  # the same in every lesson
 
 
 def lessons(root=ROOT):
@@ -36,6 +37,18 @@ def code_cells(notebook):
 
 def tags(cell):
     return cell.metadata.get("tags", [])
+
+
+def merge_streams(outputs):
+    """Outputs with neighbouring texts of one stream made one: how a kernel cuts its output is chance."""
+    merged = []
+    for output in outputs:
+        last = merged[-1] if merged else {}
+        if output.output_type == "stream" and output.name == last.get("name"):
+            last.text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def without_colours(text):

@@ -13,26 +13,23 @@ from pathlib import Path
 from tools import setup
 
 
-def save(path, out=None):
-    """Run, clean, check and write one notebook; returns what is wrong, one sentence each ([] when it was written).
-
-    `out` is for trials: the notebook is written there instead of in place.
-    """
+def save(path):
+    """Run, clean, check and write one notebook; returns what is wrong, one sentence each ([] when it was written)."""
     from tools import execute, hygiene, notebooks
 
-    result = execute.run_notebook(path, environment={"LLM_SCALE": "quick", "LLM_DEVICE": "cpu"})
+    (result,) = execute.run_all([Path(path)], environment={"LLM_SCALE": "quick", "LLM_DEVICE": "cpu"})
     if result.error:
         return [f"cell {result.cell}: {result.error}", *result.trace.splitlines()]
     notebook = hygiene.clean(result.notebook)
-    path, out = Path(path), Path(out or path)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".save-") as folder:
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".save-") as folder:
         aside = Path(folder) / path.name
         notebooks.write(notebook, aside)
         found = [f"{aside.stat().st_size / 1000:.0f} kB; at most {hygiene.MAX_KB}"] \
             if aside.stat().st_size > 1000 * hygiene.MAX_KB else []
         found += hygiene.saved_outputs(notebook)
         if not found:
-            os.replace(aside, out)
+            os.replace(aside, path)
     print(f"{result.name}: {'left as it was' if found else 'saved'} ({result.seconds:.1f} s) {result.headline}")
     return found
 
@@ -84,4 +81,7 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        os._exit(130)  # the threads that waited for a kernel, killed by now, need no farewell

@@ -3,14 +3,16 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("variance by D - 1", find="x.var(dim=-1, keepdim=True, unbiased=False)", replace="x.var(dim=-1, keepdim=True)",
-             cell_contains="def layer_norm"),
+    Mutation("variance by D - 1", find="x.var(dim=-1, keepdim=True, unbiased=False)",
+             replace="x.var(dim=-1, keepdim=True)", cell_contains="def layer_norm"),
     Mutation("another constant in GELU", find="0.044715", replace="0.44715"),
-    Mutation("no residual in the deep stack", find="x = x + layer(x) if residual else", replace="x = layer(x) if residual else"),
+    Mutation("no residual in the deep stack", find="x = x + layer(x) if residual else",
+             replace="x = layer(x) if residual else"),
     Mutation("no residual around attention", find="x = x + self.dropout(self.attention(self.norm1(x)))",
              replace="x = self.dropout(self.attention(self.norm1(x)))"),
     Mutation("attention reads the raw stream", find="self.attention(self.norm1(x))", replace="self.attention(x)"),
-    Mutation("no division by sqrt(2 n_layers)", find="std=0.02 / (2 * model.config.n_layers) ** 0.5", replace="std=0.02"),
+    Mutation("no division by sqrt(2 n_layers)", find="std=0.02 / (2 * model.config.n_layers) ** 0.5",
+             replace="std=0.02"),
     Mutation("no position embedding", find=" + self.position_embedding(positions)", replace=""),
     Mutation("head not tied", find="self.head.weight = self.token_embedding.weight", replace="pass"),
     Mutation("PyTorch's start instead of GPT-2's", find="        init_gpt2(self)\n", replace=""),
