@@ -148,7 +148,7 @@ def _how_by_hand(entry, tried):
     lines += [f"  {url}: not asked, LLM_OFFLINE is set" for url in entry.urls if url not in tried]
     lines += [f"By hand: get it ({size}, {sha256}) from one of these addresses; put it at {data_dir() / entry.file}."]
     if _expected(entry) != entry.sha256:
-        lines += [f"That checksum was recorded in {entry.file}.sha256 in the cache; remove that if the file was renewed."]
+        lines += [f"That checksum was recorded in the cache, in {entry.file}.sha256; remove that if it is out of date."]
     lines += ["Or, where there is a network: python -m shared.data --all --to DIR; then here: LLM_MIRROR=DIR."]
     return "\n".join(lines)
 

@@ -36,9 +36,8 @@ class _Cut(requests.RequestException):
 def download(url, path, *, sha256=None, size=None, progress=True):
     """Bring the file at `url` to `path`.
 
-    `sha256` (hex) and `size` (bytes) are what it must have, or None. Without a sha256 a download that was cut off starts
-    over: nothing would tell whether its pieces belong together. Raises Failed when this URL does not give the file,
-    OSError when the disk is at fault.
+    `sha256` (hex) and `size` (bytes) are what it must have; None means not known, and without a sha256 a download that
+    was cut off starts over. Raises Failed when this URL does not give the file, OSError when the disk is at fault.
     """
     until, reason = dead_hosts.get(urlsplit(url).netloc, (0, ""))
     if time.monotonic() < until:
@@ -53,7 +52,7 @@ def download(url, path, *, sha256=None, size=None, progress=True):
 
 
 def mismatch(path, sha256, size):
-    """What is wrong with the file `path`, as the end of a sentence, or None. What is not known (None) cannot be wrong."""
+    """What is wrong with the file `path`, as the end of a sentence, else None. What is not known cannot be wrong."""
     if size is not None and _bytes_in(path) != size:
         return f"has {_bytes_in(path):,} bytes instead of {size:,}"
     found = sha256_of(path) if sha256 else None
@@ -113,7 +112,7 @@ def _request(url, part, sha256, size, progress):
         headers["Range"] = f"bytes={start}-"
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
         status, went_on = response.status_code, response.status_code == 206
-        if status == 416 or (went_on and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+        if status == 416:  # there is nothing behind what has come so far
             part.unlink(missing_ok=True)
             raise _Cut("does not go on with the file that was begun")
         if status in (408, 425, 429) or status >= 500:

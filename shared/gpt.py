@@ -99,6 +99,8 @@ class GPTModel(nn.Module):
     def hidden(self, tokens, cache=None):
         """The last layer's normalised output [B, T, D]."""
         T = tokens.shape[1]
+        if T == 0:
+            raise ValueError("the input has no tokens")
         if cache is None and T > self.config.context_length:
             raise ValueError(f"the input has {T} tokens; context_length is {self.config.context_length}")
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere asking would cost a wait

@@ -213,7 +213,7 @@ def says_not_attempted(lesson, i):
 
 def row(kind, name, good, result):
     place = f"cell {result['cell']}: " if "cell" in result else ""
-    said = ": ".join(result[key] for key in ("error", "message") if key in result)
+    said = ": ".join(" ".join(result[key].split()) for key in ("error", "message") if result.get(key))
     return {"kind": kind, "name": name, "good": good, "says": f"{result['outcome']} ({place}{said})" if said
             else result["outcome"]}
 

@@ -13,6 +13,7 @@ MODULES = sorted(path for path in (ROOT / "shared").glob("*.py") if path.name !=
 # Public names that no lesson builds, each with its reason; "module:*" stands for a whole module.
 NOT_TAUGHT = {
     "shared/runtime.py:*": "device, number format, seed, scale: operation, not lesson",
+    "shared/download.py:*": "the network at its worst: operation, not lesson",
     "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
 }
 
