@@ -83,8 +83,9 @@ def main(arguments=None):
             print(f"set-up: {error}")
             results["with Colab's versions"] = 1
         else:
+            jupyter = {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}  # nbconvert's templates lie there
             results["with Colab's versions"] = run(
-                "with Colab's versions", pytest_command(python, arguments), environment)
+                "with Colab's versions", pytest_command(python, arguments), environment | jupyter)
     failed = [name for name, status in results.items() if status]
     if failed and (everything or failed != ["pytest"]):
         print(f"failed: {', '.join(failed)}")
