@@ -8,6 +8,7 @@ The file stands at the root because only here it is also read when a single note
 import contextlib
 import io
 import os
+import signal
 import tempfile
 import time
 from queue import Empty
@@ -73,6 +74,8 @@ def prepare_environment():
     os.environ.pop("LLM_TEXT", None)
     os.environ.setdefault("LLM_DEVICE", "cpu")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: there Ctrl-C would be deaf
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["IPYTHONDIR"] = IPYTHON_DIR.name  # no start-up files or history of the reader's own
     os.environ.pop("MPLBACKEND", None)
 

@@ -3,6 +3,7 @@
 import ast
 from collections import defaultdict
 
+import nbformat.v4 as nbf
 import pytest
 
 from tools import carry, notebooks
@@ -175,6 +176,31 @@ def test_refreshing_a_drifted_cell_mends_it():
     assert '"""Area of a circle."""' in mended and "square metres" not in mended
     with pytest.raises(carry.CarryError, match="volume is not defined"):
         carry.refreshed(CELL.replace("area", "volume"), MODULE)
+
+
+def test_an_annotation_inside_a_loop_does_not_count_and_a_field_does():
+    module = "def f():\n    for i in range(3):\n        n: int = i\n        m: int\n    return n"
+    cell = module.replace("n: int =", "n =").replace("        m: int\n", "")
+    assert cell != module and carry.drift(cell, module) == ""
+    assert carry.drift("# -> shared/x.py\nclass C:\n    a = 1", "class C:\n    a: int = 1") != ""
+
+
+def test_the_command_mends_cells_and_leaves_the_module_alone(tmp_path, capsys):
+    module = ROOT / "shared" / "runtime.py"
+    before = module.read_bytes()
+    drifted = "# -> shared/runtime.py\ndef seed_everything(seed):\n    pass"
+    cells = [nbf.new_code_cell(source) for source in ("x", drifted, "y = 1")]
+    cells[0].metadata["tags"] = ["setup"]
+    path, broken = tmp_path / "a.ipynb", tmp_path / "b.ipynb"
+    notebooks.write(nbf.new_notebook(cells=cells), path)
+    notebooks.write(nbf.new_notebook(cells=[nbf.new_code_cell(drifted.replace("seed_", "sow_"))]), broken)
+    assert carry.main([str(path)]) == 0
+    mended = notebooks.read(path).cells
+    assert carry.drift(mended[1].source, before.decode("utf-8")) == "" and "torch.manual_seed" in mended[1].source
+    assert mended[0].source == notebooks.SETUP_CELL and mended[2].source == "y = 1" and module.read_bytes() == before
+    assert "cell 0 (the setup cell), cell 1 (from shared/runtime.py)" in capsys.readouterr().out
+    assert carry.main([str(path)]) == 0 and "nothing to do" in capsys.readouterr().out
+    assert carry.main([str(broken)]) == 1 and "sow_everything is not defined" in capsys.readouterr().out
 
 
 def test_public_names_leave_out_private_ones_and_imports():

@@ -13,8 +13,9 @@ from shared.text import END_OF_TEXT, BPETokenizer, TokenDataset, create_dataload
 
 NASTY = [
     "I'll say it's they'RE we've I'M", "  two  spaces   three\n\n\ttab \r\n", "a\u00a0b\u2003c\u200bd", "", " ", "\n",
-    "naïve café Ångström e\u0301", "你好，世界！こんにちは", "👩‍👩‍👧‍👦 🇨🇭 👍🏽", "def f(x):\n    return x**2  # ok\n", "x" * 500,
-    "1234567890 3.14 ½ ² ٣", "<|endoftext|>", "\ud83d broken \udc00 halves", "\ud83d\ude00 two halves", "مرحبا שלום", "\x00\x01\x7f\xad",
+    "naïve café Ångström e\u0301", "你好，世界！こんにちは", "👩‍👩‍👧‍👦 🇨🇭 👍🏽",
+    "def f(x):\n    return x**2  # ok\n", "x" * 500, "1234567890 3.14 ½ ² ٣", "<|endoftext|>",
+    "\ud83d broken \udc00 halves", "\ud83d\ude00 two halves", "مرحبا שלום", "\x00\x01\x7f\xad",
 ]  # fmt: skip
 
 
