@@ -76,6 +76,7 @@ def prepare_environment():
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: there Ctrl-C would be deaf
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a busy machine several times slower
     os.environ["IPYTHONDIR"] = IPYTHON_DIR.name  # no start-up files or history of the reader's own
     os.environ.pop("MPLBACKEND", None)
 

@@ -28,7 +28,8 @@ def pytest_command(python, arguments):
 
 def shared_out(environment):
     threads = str(max(1, (os.cpu_count() or 1) // 2))
-    return {"OMP_NUM_THREADS": threads} | environment | {"PYTHONUTF8": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    fair = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    return fair | environment | {"PYTHONUTF8": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def without_network(environment, folder):
