@@ -217,7 +217,7 @@ def next_logits(model, histories, cache=None, rows=None):
             logits[i] = row_logits
             if cache is not None:
                 cache.lengths[row] += len(unread[i])
-    return torch.stack(logits)
+    return group_logits if len(groups) == 1 else torch.stack(logits)
 
 
 def as_histories(tokens, vocab_size):

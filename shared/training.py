@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -46,17 +47,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
             h, t = h_all[rows], targets[rows]
-            logits = (h @ w.T).float()  # [chunk, V]
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)  # [chunk, 1]
             valid, safe = (t != IGNORE)[:, None], t.clamp(min=0)[:, None]
-            loss += ((log_sum - logits.gather(1, safe)) * valid).sum()
-            if need_hidden or need_weight:
-                grad = logits.sub_(log_sum).exp_()  # softmax
-                grad.scatter_add_(1, safe, -torch.ones_like(log_sum))
-                grad = grad.mul_(valid / count).to(w.dtype)
+            log_probs = F.log_softmax(h @ w.T, dim=-1, dtype=torch.float32)  # [chunk, V]
+            loss -= (log_probs.gather(1, safe) * valid).sum()
+            if not (need_hidden or need_weight):
+                continue
+            grad = log_probs.exp_().scatter_add_(1, safe, -torch.ones_like(safe, dtype=torch.float32)).to(w.dtype)
+            share = (valid / count).to(w.dtype)  # [chunk, 1]: cheaper to apply to [chunk, D] than to [chunk, V]
             if need_hidden:
-                d_hidden[rows] = grad @ w
+                d_hidden[rows] = (grad @ w) * share
             if need_weight:
+                h = h * share
                 d_weight.addmm_(grad.T, h) if d_weight.dtype == h.dtype else d_weight.add_(grad.T @ h)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss / count

@@ -3,10 +3,10 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("the gradient forgets the one-hot", find="grad.scatter_add_(1, safe, -torch.ones_like(log_sum))",
-             replace="pass"),
-    Mutation("ignored targets count", find="grad = grad.mul_(valid / count).to(w.dtype)",
-             replace="grad = grad.mul_(1 / count).to(w.dtype)"),
+    Mutation("the gradient forgets the one-hot", find=".scatter_add_(1, safe, -torch.ones_like(safe, dtype=torch.float32))",
+             replace=""),
+    Mutation("ignored targets count", find="share = (valid / count).to(w.dtype)",
+             replace="share = (1 / count).to(w.dtype)"),
     Mutation("every batch weighs the same in the evaluation", find="total += loss_fn(model, *batch).item() * n",
              replace="total, n = total + loss_fn(model, *batch).item(), 1"),
     Mutation("norms and biases decay too", find="if p.dim() < 2], \"weight_decay\": 0.0}",
