@@ -1,6 +1,7 @@
 """Every file the lessons read: found in the cache, in a mirror or at its official address, and checked before use.
 
     path = data.fetch("the_verdict")              # a local path; downloads at most once
+    items = data.read(data.fetch("hellaswag"))    # what it holds, in whichever form it came
     python -m shared.data --list                  # what there is, and where each file is now
     python -m shared.data --all --to /media/usb   # make a mirror, such as a workshop's USB stick
 
@@ -11,9 +12,15 @@ LLM_OFFLINE   1: never ask the official addresses (a mirror that is set is still
 """
 
 import argparse
+import contextlib
 import difflib
+import gzip
+import io
+import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -24,13 +31,87 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "shared" / "samples"
 
 
+def open_text(path):
+    """The file `path` opened to be read as UTF-8 text; unpacked on the way where it ends in .gz or .zst."""
+    path = Path(path)
+    if path.suffix == ".zst":
+        import zstandard  # not needed for the first two chapters
+
+        packed = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)
+        return io.TextIOWrapper(packed, encoding="utf-8")
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
+
+
+def read_text(path):
+    """All of a text file, plain or packed."""
+    with open_text(path) as file:
+        return file.read()
+
+
+def read_records(path):
+    """The records of a .jsonl file, plain or packed, or of a .parquet file: a list of dicts."""
+    if Path(path).suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    with open_text(path) as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _wikitext(path):
+    """WikiText's records, one for each line of the articles -> the whole text."""
+    return "".join(record["text"] for record in read_records(path))
+
+
+def _lambada(path):
+    """LAMBADA -> its passages; the last word of each is what a model must predict."""
+    return [record["text"] for record in read_records(path)]
+
+
+def _lambada_parts(path):
+    """The same from records that keep the context and the word to predict apart."""
+    return [record["context"] + record["continuation"] for record in read_records(path)]
+
+
+def _hellaswag(path):
+    """HellaSwag -> dicts with `query`, `choices` and `gold`, the number of the right one.
+
+    The query is what EleutherAI's lm-evaluation-harness makes of a record: the activity, then the context, without the
+    marks in square brackets that the WikiHow articles have.
+    """
+    return [{"query": _without_marks(f"{r['activity_label']}: {r['ctx_a']} {r['ctx_b'].capitalize()}"),
+             "choices": [_without_marks(ending) for ending in r["endings"]], "gold": int(r["label"])}
+            for r in read_records(path)]  # fmt: skip
+
+
+def _without_marks(text):
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ").strip()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One file that holds a data set. `file` is its path in the cache and in a mirror.
+
+    `size` is in bytes, exact, or None. Where `sha256` is None, that of the first download is recorded beside the file
+    in the cache (FILE.sha256), and from then on the file must have that one. `reader` makes of a path what `read`
+    returns. A form without `urls` is one that mirrors hold.
+    """
+
+    file: str
+    size: int | None
+    sha256: str | None
+    urls: tuple[str, ...] = ()
+    reader: Callable = read_text
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """One file: where it comes from, how it is recognised, under which licence it stands.
+    """A data set: what it is, under which licence it stands, its file (as in `Form`), and its `others`: further forms,
+    taken in their order where the file itself cannot be had.
 
-    `file` is its path in the cache and in a mirror, `sample` the path of its stand-in under `shared/samples`.
-    `size` is in bytes, exact, or None. Where `sha256` is None, that of the first download is recorded beside the file
-    in the cache (FILE.sha256), and from then on the file must have that one.
+    `sample` is the path of its stand-in under `shared/samples`, to be read like the file itself. What is `huge` is
+    fetched by name only, not by `--all`.
     """
 
     name: str
@@ -40,11 +121,24 @@ class Dataset:
     size: int | None
     sha256: str | None
     urls: tuple[str, ...]
+    reader: Callable = read_text
+    others: tuple[Form, ...] = ()
     sample: str | None = None
+    huge: bool = False
+
+
+def _hub(repository, revision, file):
+    return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
 
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
-_HUB = "https://huggingface.co/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e"
+_GPT2 = ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
+_MEDIUM = ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da")
+_LARGE = ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519")
+_XL = ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2")
+_WIKITEXT = ("datasets/Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
+_PYTORCH = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
+_SLIMPAJAMA = ("datasets/DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 _RASBT = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
 
 REGISTRY = {entry.name: entry for entry in (
@@ -55,12 +149,65 @@ REGISTRY = {entry.name: entry for entry in (
     Dataset(name="gpt2_vocab", about="GPT-2's byte-pair encoding: the merges", licence="Modified MIT (OpenAI gpt-2)",
             file="bpe/vocab.bpe", sample="bpe/vocab.bpe", size=456_318,
             sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-            urls=(f"{_OPENAI}/vocab.bpe", f"{_HUB}/merges.txt")),
+            urls=(f"{_OPENAI}/vocab.bpe", _hub(*_GPT2, "merges.txt"))),
     Dataset(name="gpt2_encoder", about="GPT-2's byte-pair encoding: token to id", licence="Modified MIT (OpenAI gpt-2)",
             file="bpe/encoder.json", sample="bpe/encoder.json", size=1_042_301,
             sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-            urls=(f"{_OPENAI}/encoder.json", f"{_HUB}/vocab.json")),
+            urls=(f"{_OPENAI}/encoder.json", _hub(*_GPT2, "vocab.json"))),
+    Dataset(name="gpt2_weights", about="GPT-2, 124 M parameters", licence="Modified MIT (OpenAI gpt-2)",
+            file="gpt2/model.safetensors", size=548_105_171,
+            sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+            urls=(_hub(*_GPT2, "model.safetensors"),)),
+    Dataset(name="gpt2-medium_weights", about="GPT-2 medium, 355 M parameters", licence="Modified MIT (OpenAI gpt-2)",
+            file="gpt2-medium/model.safetensors", size=None, sha256=None, huge=True,
+            urls=(_hub(*_MEDIUM, "model.safetensors"),)),
+    Dataset(name="gpt2-large_weights", about="GPT-2 large, 774 M parameters", licence="Modified MIT (OpenAI gpt-2)",
+            file="gpt2-large/model.safetensors", size=None, sha256=None, huge=True,
+            urls=(_hub(*_LARGE, "model.safetensors"),)),
+    Dataset(name="gpt2-xl_weights", about="GPT-2 XL, 1.6 G parameters", licence="Modified MIT (OpenAI gpt-2)",
+            file="gpt2-xl/model.safetensors", size=None, huge=True,
+            sha256="0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+            urls=(_hub(*_XL, "model.safetensors"),)),
+    Dataset(name="wikitext2", about="WikiText-2, test part: Wikipedia articles", licence="CC BY-SA 3.0 / GFDL",
+            file="eval/wikitext2_raw_test.parquet", sample="wikitext2.jsonl", size=732_610, sha256=None,
+            urls=(_hub(*_WIKITEXT, "wikitext-2-raw-v1/test-00000-of-00001.parquet"),), reader=_wikitext,
+            others=(Form("eval/wikitext2_test.txt.gz", 410_944,  # rare words are <unk> in these two
+                         "a7f70ace9020b0d6daf21ea9f7666bc824aae4e8a3d5d7a1bd7820b2110da32d"),
+                    Form("eval/wikitext2_test.txt", 1_256_449, None, (f"{_PYTORCH}/test.txt",)))),
+    Dataset(name="lambada", about="LAMBADA, test part: 5,153 passages", licence="CC BY 4.0",
+            file="eval/lambada_test.jsonl", sample="lambada.jsonl", size=None, reader=_lambada,
+            sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+            urls=("https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",),
+            others=(Form("eval/lambada_5153.jsonl.zst", 589_042, reader=_lambada_parts,
+                         sha256="ddab0b2a13e46dd7f3413b13d447e09195c2db36dcc6ec5e06f62837efcfc42e"),)),
+    Dataset(name="hellaswag", about="HellaSwag, validation part: 10,042 items", licence="MIT",
+            file="eval/hellaswag_val.jsonl", sample="hellaswag.jsonl", size=None, reader=_hellaswag,
+            sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
+            urls=("https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",),
+            others=(Form("eval/hellaswag_val_subset.jsonl.zst", 242_476, reader=read_records,  # 1,000 of them
+                         sha256="866d3bc39186c1b56a74a36613f033a64768aebb2b59dfbc141507df435d469d"),)),
+    Dataset(name="slimpajama_first", about="SlimPajama-6B, the first of 48 files", licence="that of its components",
+            file="hub/DKYoon/SlimPajama-6B/data/train-00000-of-00048-ab2b35705f029d94.parquet", size=292_286_056,
+            sha256="6c1e83b5f990a245a9e3fe95e5a1d5c3af8ce4d1f823791f59390c903656bb3f", huge=True,
+            urls=(_hub(*_SLIMPAJAMA, "data/train-00000-of-00048-ab2b35705f029d94.parquet"),), reader=read_records),
+    Dataset(name="slimpajama_validation", about="SlimPajama-6B, validation", licence="that of its components",
+            file="hub/DKYoon/SlimPajama-6B/data/validation-00000-of-00001-4fb685c22a3f91ef.parquet", size=None,
+            sha256=None, reader=read_records, sample="web_pages.jsonl",
+            urls=(_hub(*_SLIMPAJAMA, "data/validation-00000-of-00001-4fb685c22a3f91ef.parquet"),),
+            others=(Form("slimpajama_format/train/chunk1/example_train_0.jsonl.zst", 2_039_859, reader=read_records,
+                         sha256="9a52cd2c2744f9a23466b559454584cd70c519a9deba55334c0b6bbf08056334"),)),
+    Dataset(name="slimpajama_test", about="SlimPajama-6B, test", licence="that of its components",
+            file="hub/DKYoon/SlimPajama-6B/data/test-00000-of-00001-9f769cf7ce219017.parquet", size=None,
+            sha256=None, huge=True, reader=read_records,
+            urls=(_hub(*_SLIMPAJAMA, "data/test-00000-of-00001-9f769cf7ce219017.parquet"),)),
 )}
+
+# SlimPajama (Soboleva et al. 2023): its own repository, cerebras/SlimPajama-627B, is gone from the Hub. Copies of it as
+# (repository, revision, what its files' paths begin with), in the order in which `prepare_corpus.py` asks them.
+SLIMPAJAMA = (
+    ("DKYoon/SlimPajama-6B", _SLIMPAJAMA[1], "data/train-"),  # a tenth of the first of ten chunks, 48 files, 14 GB
+    ("gmongaras/SlimPajama-627B_Reupload", "main", "data/train-"),  # all of it, 1.5 TB
+)
 
 
 class DownloadError(OSError):
@@ -68,19 +215,20 @@ class DownloadError(OSError):
 
 
 def fetch(name, *, sample_ok=True, progress=True):
-    """The local path of the data called `name`, brought here first if need be.
+    """The local path of the data called `name` (or of a `Dataset` of your own), brought here first if need be.
 
     Looks in the cache, in the mirror, at the official addresses in turn. Where none of them gives it and there is a
     bundled sample, says so in one line and returns the sample's path (`is_sample` tells), unless `sample_ok` is False.
     Raises ValueError for an unknown name, DownloadError where there is no file or the cache cannot be written.
     """
-    if name not in REGISTRY:
+    if not isinstance(name, Dataset) and name not in REGISTRY:
         near = difflib.get_close_matches(str(name), REGISTRY) or REGISTRY
         raise ValueError(f"no data is called {name!r}; did you mean {' or '.join(near)}?")
-    entry, tried = REGISTRY[name], {}  # tried: place -> why it does not give the file
-    for place in _places(entry):
+    entry, tried = name if isinstance(name, Dataset) else REGISTRY[name], {}  # tried: place -> why it is not used
+    name = entry.name
+    for form, place in _places(entry):
         try:
-            return _get(entry, place, progress)
+            return _get(name, form, place, progress)
         except Failed as reason:
             tried[place] = reason
         except OSError as error:
@@ -101,42 +249,90 @@ def is_sample(path):
     return Path(path).resolve().is_relative_to(SAMPLES.resolve())
 
 
+def read(path):
+    """What the file that `fetch` gave holds, whichever form it is in: what its reader returns (for most, text).
+
+    Raises ValueError, naming the file, where it cannot be read.
+    """
+    for entry in REGISTRY.values():
+        for form in _forms(entry):
+            if _ends_with(path, form.file) or (form is entry and is_sample(path) and _ends_with(path, entry.sample)):
+                try:
+                    return form.reader(path)
+                except Exception as error:  # of gzip, zstandard, pyarrow, json, or a field that is not there
+                    raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    raise ValueError(f"{path} is no file of this course's data")
+
+
+def _ends_with(path, file):
+    """True if `file`, a relative path, is the end of `path`."""
+    return file is not None and Path(path).parts[-len(Path(file).parts) :] == Path(file).parts
+
+
 def data_dir():
     """The cache folder: `LLM_DATA_DIR`, or `data/` in the course folder. It need not exist yet."""
     return ROOT / Path(os.environ.get("LLM_DATA_DIR", "").strip() or "data").expanduser()
 
 
+def _forms(entry):
+    """The entry's own file and its others."""
+    return entry, *entry.others
+
+
 def _places(entry):
-    """Where the file may be, in the order in which it is looked for: paths on this machine (Path), addresses (str)."""
-    places = [data_dir() / entry.file]
+    """Where the data may be, in the order in which it is looked for: (form, path on this machine or address)."""
+    places = [(form, data_dir() / form.file) for form in _forms(entry)]
     mirror = os.environ.get("LLM_MIRROR", "").strip()
     if mirror.startswith(("http://", "https://")):
-        places.append(f"{mirror.rstrip('/')}/{quote(entry.file)}")
+        places += [(form, f"{mirror.rstrip('/')}/{quote(form.file)}") for form in _forms(entry)]
     elif mirror:
         folder = ROOT / Path(mirror).expanduser()
         if not folder.is_dir():
             print(f"LLM_MIRROR: there is no folder {folder}; going on without a mirror")
-        places.append(folder / entry.file)
+        places += [(form, folder / form.file) for form in _forms(entry)]
     if os.environ.get("LLM_OFFLINE", "").strip().lower() in ("", "0", "no", "false"):
-        places.extend(entry.urls)
+        places += [(form, url) for form in _forms(entry) for url in form.urls]
     return places
 
 
-def _get(entry, place, progress):
+def _get(name, form, place, progress):
     """The path of the right file from `place`, downloaded if that is an address. Raises Failed with the reason."""
     if isinstance(place, Path):
         if not place.is_file():
             raise Failed("is not there")
-        problem = _problem(entry, place)
+        problem = _problem(form, place)
         if problem:
-            print(f"{entry.name}: {place} {problem}; it is not used")
+            print(f"{name}: {place} {problem}; it is not used")
             raise Failed(problem)
         return place
-    cached = data_dir() / entry.file
-    download(place, cached, sha256=_expected(entry), size=entry.size, progress=progress)
-    if _expected(entry) is None:
+    cached = data_dir() / form.file
+    download(place, cached, sha256=_expected(form), size=form.size, progress=progress)
+    if _expected(form) is None:
+        problem = _bad_header(cached)
+        if problem:
+            cached.unlink()
+            raise Failed(f"sent a file that {problem}")
         Path(f"{cached}.sha256").write_text(sha256_of(cached), encoding="utf-8")
     return cached
+
+
+def _bad_header(path):
+    """Why a .safetensors file is none or not whole, as the end of a sentence, else None; None for other files.
+
+    It begins with the length of a header; the header is JSON that says where in the file each tensor ends.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with open(path, "rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if length > size - 8:
+            return "has no safetensors header"
+        try:
+            header = json.loads(file.read(length))
+            end = 8 + length + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "has no safetensors header"
+    return None if end == size else f"has {size:,} bytes; its header speaks of {end:,}"
 
 
 def _how_by_hand(entry, tried):
@@ -145,7 +341,8 @@ def _how_by_hand(entry, tried):
     sha256 = f"sha256 {_expected(entry)}" if _expected(entry) else "checksum not known"
     lines = [f"{entry.name} could not be had:"]
     lines += [f"  {place}: {reason}" for place, reason in tried.items()]
-    lines += [f"  {url}: not asked, LLM_OFFLINE is set" for url in entry.urls if url not in tried]
+    lines += [f"  {url}: not asked, LLM_OFFLINE is set"
+              for form in _forms(entry) for url in form.urls if url not in tried]  # fmt: skip
     lines += [f"By hand: get it ({size}, {sha256}) from one of these addresses; put it at {data_dir() / entry.file}."]
     if _expected(entry) != entry.sha256:
         lines += [f"That checksum was recorded in the cache, in {entry.file}.sha256; remove that if it is out of date."]
@@ -154,40 +351,56 @@ def _how_by_hand(entry, tried):
 
 
 _checked = {}  # (path, sha256, size, time of the last change) -> what is wrong; such a file is not read again
+LARGE = 2**26  # bytes; that a larger file is right is remembered on disk too (FILE.checked in the cache)
 
 
-def _problem(entry, path):
-    """Why `path` is not what `entry` promises, as the end of a sentence; None if it is."""
+def _problem(form, path):
+    """Why `path` is not what `form` promises, as the end of a sentence; None if it is."""
     try:
         stat = path.stat()
-        version = (path, _expected(entry), stat.st_size, stat.st_mtime_ns)
-        if version not in _checked:
-            _checked[version] = mismatch(path, _expected(entry), entry.size)
-        return _checked[version]
+        version = (path, _expected(form), stat.st_size, stat.st_mtime_ns)
+        if version not in _checked and not _remembered(form, version):
+            _checked[version] = mismatch(path, _expected(form), form.size) or _bad_header(path)
+            if _checked[version] is None and stat.st_size > LARGE:
+                _remember(form, version)
+        return _checked.get(version)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
 
-def _expected(entry):
+def _remembered(form, version):
+    note = data_dir() / f"{form.file}.checked"
+    return note.is_file() and note.read_text(encoding="utf-8") == " ".join(map(str, version))
+
+
+def _remember(form, version):
+    note = data_dir() / f"{form.file}.checked"
+    with contextlib.suppress(OSError):  # a cache that cannot be written: then it is read again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(" ".join(map(str, version)), encoding="utf-8")
+
+
+def _expected(form):
     """The sha256 that the file must have: the registered one, else the recorded one, else None."""
-    record = data_dir() / f"{entry.file}.sha256"
-    if entry.sha256 is None and record.is_file():
+    record = data_dir() / f"{form.file}.sha256"
+    if form.sha256 is None and record.is_file():
         return record.read_text(encoding="utf-8").strip() or None
-    return entry.sha256
+    return form.sha256
 
 
 def main(argv=None):
     """`python -m shared.data`; returns the exit status: 0, or 1 if any of the files could not be had."""
     parser = argparse.ArgumentParser(prog="python -m shared.data", description="Fetch and check the course's data.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch")
-    parser.add_argument("--all", action="store_true", help="fetch everything")
+    parser.add_argument("--all", action="store_true", help="fetch everything that is not marked huge")
     parser.add_argument("--list", action="store_true", help="show what there is and where it is now")
     parser.add_argument("--to", metavar="DIR", type=Path, help="also copy it to DIR, which can then be a mirror")
     args = parser.parse_args(argv)
     if args.list or not (args.names or args.all):
         _print_table()
         return 0
-    results = [_bring(name, args.to) for name in (REGISTRY if args.all else args.names)]
+    names = [entry.name for entry in REGISTRY.values() if not entry.huge] if args.all else args.names
+    results = [_bring(name, args.to) for name in names]
     return 0 if all(results) else 1  # one failure does not stop the others
 
 
@@ -196,7 +409,8 @@ def _bring(name, folder):
     try:
         path = fetch(name, sample_ok=False)
         if folder is not None:
-            source, path = path, folder / REGISTRY[name].file
+            file = next(form.file for form in _forms(REGISTRY[name]) if _ends_with(path, form.file))
+            source, path = path, folder / file
             if not path.is_file() or sha256_of(path) != sha256_of(source):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, f"{path}.part")
@@ -213,17 +427,18 @@ def _bring(name, folder):
 
 def _print_table():
     """Where `fetch` would find each file without asking the network: cache, mirror or sample; else absent."""
-    line = "{:14} {:18} {:>12}  {:28} {:8} {}"
+    line = "{:20} {:34} {:>13}  {:28} {:8} {}"
     print(line.format("name", "file", "bytes", "licence", "now", "what it is"))
     for entry in REGISTRY.values():
-        now = "sample" if entry.sample and (SAMPLES / entry.sample).is_file() else "absent"
-        for place in reversed(_places(entry)):
+        now, shown = "sample" if entry.sample and (SAMPLES / entry.sample).is_file() else "absent", entry
+        for form, place in reversed(_places(entry)):
             if isinstance(place, Path) and place.is_file():
-                now = "cache" if place == data_dir() / entry.file else "mirror"
-                if _problem(entry, place):
+                now, shown = "cache" if place == data_dir() / form.file else "mirror", form
+                if _problem(form, place):
                     now = "damaged"
-        size = "?" if entry.size is None else f"{entry.size:,}"
-        print(line.format(entry.name, entry.file, size, entry.licence, now, entry.about))
+        size = "?" if shown.size is None else f"{shown.size:,}"
+        about = entry.about + (" (huge: not in --all)" if entry.huge else "")
+        print(line.format(entry.name, shown.file, size, entry.licence, now, about))
 
 
 if __name__ == "__main__":

@@ -74,8 +74,10 @@ def next_token_loss(model, inputs, targets):
 
     Targets equal to IGNORE (-100) do not count. Equal to F.cross_entropy on the logits, in less memory.
     """
-    hidden = model.hidden(inputs)  # [B, T, D]
-    return LinearCrossEntropy.apply(hidden.flatten(0, 1), model.head.weight, targets.flatten(), 256)
+    hidden, weight = model.hidden(inputs), model.head.weight  # [B, T, D], [V, D]
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # else its gradient would be computed all the same
+    return LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), 256)
 
 
 def evaluate(model, loader, loss_fn=next_token_loss, max_batches=None):

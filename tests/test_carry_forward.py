@@ -16,6 +16,16 @@ NOT_TAUGHT = {
     "shared/runtime.py:*": "device, number format, seed, scale: operation, not lesson",
     "shared/download.py:*": "the network at its worst: operation, not lesson",
     "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
+    "shared/gguf_export.py:*": "another program's file format, written with that program's own package",
+    "shared/weights.py:COURSE_BASE": "where the course base lies",
+    "shared/weights.py:SkipInit": "switches PyTorch's initialisation off; lesson 3.5 uses it",
+    "shared/weights.py:check_names": "words the errors; lesson 3.5 uses it and makes it speak",
+    "shared/weights.py:load_gpt2": "a download and load_weights, which lesson 3.5 builds",
+    "shared/weights.py:load_base": "chooses a folder; lesson 3.5 starts from it",
+    "shared/weights.py:load_checkpoint_dir": "config.json, load_weights and the encoding; lesson 3.5 does it by hand",
+    "shared/weights.py:export_checkpoint": "published_tensors and settings for other programs; lesson 3.5 uses it",
+    "shared/weights.py:from_tiktoken": "the way back to lesson 1.1's tokenizer, for export_checkpoint",
+    "shared/weights.py:main": "a command line",
 }
 
 

@@ -1,13 +1,16 @@
 """`shared.data` and `shared.download` against a local HTTP server that does everything wrong, and with no server."""
 
 import errno
+import gzip
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -454,6 +457,25 @@ def test_known_file_that_was_damaged_later_is_repaired(server):
     assert data.fetch("thing").read_bytes() == BODY and len(server.log) == 2
 
 
+def test_large_file_is_read_once_and_again_when_it_changed(server, monkeypatch, capsys):
+    monkeypatch.setattr(data, "LARGE", 1000)
+    add(server.serve("/a", body(BODY)))
+    path, read = data.fetch("thing"), []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(name) or digest(file, name))
+    for _ in range(3):
+        monkeypatch.setattr(data, "_checked", {})  # as in another process
+        assert data.fetch("thing") == path
+    assert len(read) == 1
+    os.utime(path, ns=(1, 1))  # the same file, copied anew
+    monkeypatch.setattr(data, "_checked", {})
+    assert data.fetch("thing") == path and len(read) == 2
+    path.write_bytes(OTHER)  # as long as the right one
+    monkeypatch.setattr(data, "_checked", {})
+    assert data.fetch("thing").read_bytes() == BODY and len(server.log) == 2
+    assert "another checksum" in capsys.readouterr().out
+
+
 def test_damaged_cache_is_not_used_offline(monkeypatch, capsys):
     monkeypatch.setenv("LLM_OFFLINE", "1")
     add("http://127.0.0.1:9/a", sample="small.txt")
@@ -644,6 +666,125 @@ def test_relative_folders_count_from_the_course_folder(tmp_path, monkeypatch):
     assert data.data_dir() == ROOT / "data"
 
 
+# --- several forms of the same data ----------------------------------------------------------------------------------
+
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+def words(path):
+    return [record["text"] for record in data.read_records(path)]
+
+
+def add_forms(url, *, sample=None):
+    """A data set that is published as JSON lines and also exists packed (in mirrors) and as plain words."""
+    packed, plain = gzip.compress(LINES, mtime=0), b"one two"
+    add(url + "/lines", content=LINES, file="sub/lines.jsonl", sample=sample)
+    forms = (
+        data.Form("packed/lines.jsonl.gz", len(packed), hashlib.sha256(packed).hexdigest(), reader=words),
+        data.Form("plain.txt", len(plain), None, (url + "/plain",), reader=lambda path: path.read_text().split()),
+    )
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words, others=forms)
+    return packed, plain
+
+
+def test_own_file_first_then_the_others(server):
+    _, plain = add_forms(server.address)
+    server.serve("/lines", body(LINES))
+    server.serve("/plain", body(plain))
+    path = data.fetch("thing")
+    assert path == cached("sub/lines.jsonl") and data.read(path) == ["one", "two"]
+    path.unlink()
+    server.serve("/lines", status(404))
+    path = data.fetch("thing")
+    assert path == cached("plain.txt") and data.read(path) == ["one", "two"]
+    assert cached("plain.txt.sha256").read_text(encoding="utf-8") == hashlib.sha256(plain).hexdigest()
+    assert data.fetch("thing") == path and [asked for asked, _ in server.log] == ["/lines", "/lines", "/plain"]
+
+
+def test_another_form_in_the_mirror_comes_before_the_network(server, mirror, capsys):
+    packed, _ = add_forms(server.address)
+    (mirror / "packed").mkdir()
+    (mirror / "packed/lines.jsonl.gz").write_bytes(packed)
+    path = data.fetch("thing")
+    assert path == mirror / "packed/lines.jsonl.gz" and data.read(path) == ["one", "two"] and server.log == []
+    copied = mirror.parent / "copy"
+    assert data.main(["thing", "--to", str(copied)]) == 0
+    assert (copied / "packed/lines.jsonl.gz").read_bytes() == packed
+    data.main(["--list"])
+    assert "packed/lines.jsonl.gz" in capsys.readouterr().out
+    (mirror / "packed/lines.jsonl.gz").write_bytes(packed[:-3])
+    server.serve("/lines", body(LINES))
+    assert data.fetch("thing") == cached("sub/lines.jsonl")
+    assert "bytes instead of" in capsys.readouterr().out
+
+
+def test_error_names_the_addresses_of_all_forms(server):
+    add_forms(server.address)
+    with pytest.raises(data.DownloadError) as error:
+        data.fetch("thing")
+    assert "/lines: HTTP 404" in str(error.value) and "/plain: HTTP 404" in str(error.value)
+
+
+def test_sample_is_read_like_the_own_file(monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    add_forms("http://127.0.0.1:9", sample="few.jsonl")
+    (data.SAMPLES / "few.jsonl").write_bytes(LINES)
+    assert data.read(data.fetch("thing")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("sub/lines.jsonl", b'{"text": "one"}\n{"te'), ("sub/lines.jsonl", b'{"other": 1}\n'),
+    ("sub/lines.jsonl", b"\xff\xfe"), ("packed/lines.jsonl.gz", b"no gzip"),
+    ("packed/lines.jsonl.gz", gzip.compress(LINES)[:-9]),
+])  # fmt: skip
+def test_file_that_cannot_be_read_is_named(tmp_path, file, content):
+    add_forms("http://127.0.0.1:9")
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
+        data.read(path)
+    with pytest.raises(ValueError, match="is no file of this course's data"):
+        data.read(tmp_path / "elsewhere.txt")
+
+
+def test_packed_records(tmp_path):
+    zstandard, pyarrow = pytest.importorskip("zstandard"), pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    half = LINES.index(b"\n") + 1
+    frames = zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:])  # two frames, as some tools write them
+    (tmp_path / "a.jsonl.zst").write_bytes(frames)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    for name in ("a.jsonl.zst", "a.jsonl.gz", "a.parquet"):
+        assert data.read_records(tmp_path / name) == [{"text": "one"}, {"text": "two"}], name
+
+
+def safetensors_file(n_bytes=64, promised=64):
+    tensors = {"__metadata__": {"format": "pt"}, "x": {"dtype": "F32", "data_offsets": [0, promised]}}
+    header = json.dumps(tensors).encode("utf-8")
+    return len(header).to_bytes(8, "little") + header + bytes(n_bytes)
+
+
+def test_weights_of_unknown_checksum_are_checked_by_their_header(server):
+    good = safetensors_file()
+    broken = [safetensors_file(60), b"<html>please log in</html>", b"", good[:40], b"\x02" + bytes(7) + b"[]",
+              safetensors_file(0, 64)]
+    for content in broken:
+        add(server.serve("/w", body(content, ranges=False)), file="w.safetensors", sha256=False, size=False)
+        with pytest.raises(data.DownloadError, match="its header speaks of|has no safetensors header"):
+            data.fetch("thing")
+        assert not cached("w.safetensors").exists() and not cached("w.safetensors.sha256").exists()
+    server.serve("/w", body(good, ranges=False))
+    path = data.fetch("thing")
+    assert path.read_bytes() == good and cached("w.safetensors.sha256").is_file()
+    cached("w.safetensors.sha256").unlink()
+    path.write_bytes(good[:-1])  # cut off later, and its checksum not known
+    server.serve("/w", status(404))
+    with pytest.raises(data.DownloadError, match="its header speaks of"):
+        data.fetch("thing")
+
+
 # --- interruptions and company ---------------------------------------------------------------------------------------
 
 SCRIPT = """
@@ -780,8 +921,9 @@ def test_command_line_in_its_own_process(tmp_path):
     command = [sys.executable, "-m", "shared.data"]
     listed = subprocess.run([*command, "--list"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert listed.returncode == 0 and "the_verdict" in listed.stdout and "public domain" in listed.stdout
+    ordinary = sum(not entry.huge for entry in ENTRIES)
     failed = subprocess.run([*command, "--all"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stdout.count("could not be had") == 3 and failed.stderr == ""
+    assert failed.returncode == 1 and failed.stdout.count("could not be had") == ordinary and failed.stderr == ""
 
 
 # --- the entries of the course ---------------------------------------------------------------------------------------
@@ -790,23 +932,48 @@ def test_command_line_in_its_own_process(tmp_path):
 def test_entries_of_the_course():
     entries = ENTRIES
     assert [entry.name for entry in entries][:3] == ["the_verdict", "gpt2_vocab", "gpt2_encoder"]
-    for attribute in ("name", "file"):
-        assert len({getattr(entry, attribute) for entry in entries}) == len(entries)
+    assert len({entry.name for entry in entries}) == len(entries)
+    forms = [form for entry in entries for form in data._forms(entry)]
+    assert len({form.file for form in forms}) == len(forms)
+    for form in forms:
+        assert all(url.startswith("https://") for url in form.urls)
+        assert form.sha256 is None or len(bytes.fromhex(form.sha256)) == 32
+        assert form.sha256 or form.urls  # what only mirrors hold must be known
+        assert not Path(form.file).is_absolute() and ".." not in Path(form.file).parts
     for entry in entries:
-        assert entry.urls and all(url.startswith("https://") for url in entry.urls)
-        assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
-        assert not Path(entry.file).is_absolute() and ".." not in Path(entry.file).parts
-        assert entry.licence and entry.about
+        assert entry.licence and entry.about and entry.urls
 
 
 @pytest.mark.skipif(not MIRROR, reason="LLM_MIRROR is not set")
-def test_the_mirror_holds_the_real_files(monkeypatch):
+def test_what_the_mirror_holds_is_right(monkeypatch):
     monkeypatch.setenv("LLM_MIRROR", MIRROR)
     monkeypatch.setenv("LLM_OFFLINE", "1")
     monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
+    found = set()
     for entry in ENTRIES:
-        path = data.fetch(entry.name, sample_ok=False)
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+        for form in data._forms(entry):
+            file = Path(MIRROR, form.file)
+            if file.is_file():
+                assert hashlib.sha256(file.read_bytes()).hexdigest() == form.sha256, file
+                assert data.fetch(entry.name, sample_ok=False).is_file()
+                found.add(entry.name)
+    assert found >= {"the_verdict", "gpt2_vocab", "gpt2_encoder"}
+    for name in found & {"lambada", "hellaswag", "wikitext2"}:
+        assert data.read(data.fetch(name))
+
+
+def test_bundled_samples_can_be_read(monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    monkeypatch.setattr(data, "SAMPLES", ROOT / "shared" / "samples")
+    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
+    content = {entry.name: data.read(data.fetch(entry.name)) for entry in ENTRIES if entry.sample}
+    assert all(content.values())
+    assert len(content["lambada"]) >= 30 and all(text == text.strip() and " " in text for text in content["lambada"])
+    assert len(content["hellaswag"]) >= 30
+    for item in content["hellaswag"]:
+        assert len(item["choices"]) == 4 == len(set(item["choices"])) and 0 <= item["gold"] < 4 and item["query"]
+    assert len({item["gold"] for item in content["hellaswag"]}) == 4
+    assert "<unk>" not in content["wikitext2"] and " = " in content["wikitext2"]
 
 
 def test_import_has_no_side_effects():

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import training
 from shared.gpt import GPTConfig, GPTModel
@@ -320,3 +321,17 @@ def test_compile_falls_back_to_eager(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", broken)
     assert compile_or_eager(lambda x: x + 1)(2) == 3
     assert "going on without it" in capsys.readouterr().out
+
+
+def test_evaluation_computes_no_gradient():
+    model, products = make(), []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            products.extend([func] * (func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)))
+            return func(*args, **(kwargs or {}))
+
+    tokens = torch.randint(0, model.config.vocab_size, (2, 8))
+    with torch.no_grad(), Count():
+        next_token_loss(model, tokens, tokens)
+    assert len(products) == 1  # of the head: hidden @ weight.T, and neither of the two that make gradients

@@ -35,17 +35,10 @@ def save(path):
 
 
 def sample_data():
-    """Names of all registered data sets that are not there in their real form."""
+    """Names of all data sets of which only the bundled sample is there."""
     from shared import data
 
-    found = []
-    for name in data.REGISTRY:
-        try:
-            if data.is_sample(data.fetch(name)):
-                found.append(name)
-        except data.DownloadError:
-            found.append(name)
-    return found
+    return [name for name, entry in data.REGISTRY.items() if entry.sample and data.is_sample(data.fetch(name))]
 
 
 def main(arguments=None):

@@ -1,0 +1,515 @@
+"""Checkpoints in and out, against `transformers` and `gguf`, and all that can be wrong with a file."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from shared import data, weights
+from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
+from shared.text import BPETokenizer
+from shared.training import make_optimizer, next_token_loss, training_step
+from shared.weights import (
+    export_checkpoint,
+    from_tiktoken,
+    is_transposed,
+    load_base,
+    load_checkpoint_dir,
+    load_gpt2,
+    load_weights,
+    published_name,
+    published_tensors,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+STORY = (ROOT / "shared/samples/the-lamp-room.txt").read_text(encoding="utf-8")
+CONFIG = GPTConfig(600, 32, emb_dim=48, n_heads=4, n_layers=2)
+TOKENS = torch.randint(0, 600, (2, 20), generator=torch.Generator().manual_seed(0))
+TEXT = "It's 12 o'clock, naïve 漢字\n\n  and  <|endoftext|>The lamp"
+CHAT = """{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}
+{% endfor %}{% if add_generation_prompt %}bot:{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return BPETokenizer().train(STORY, 600)
+
+
+def make(config=CONFIG, seed=1):
+    torch.manual_seed(seed)
+    model = GPTModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing is zero or one, so that nothing can be mixed up unseen
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path, bpe):
+    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path / "my_gpt")
+    return tmp_path / "my_gpt"
+
+
+def edit(folder, **changes):
+    """Change config.json; None takes a key away."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def rewrite(folder, change):
+    """Replace the tensors of a folder by `change(tensors)`."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# --- with transformers as the oracle ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_transformers_loads_what_we_export(tmp_path, bpe, tied, qkv_bias):
+    transformers = pytest.importorskip("transformers")
+    model = make(replace(CONFIG, tie_weights=tied, qkv_bias=qkv_bias))
+    export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_close(theirs(TOKENS).logits, model(TOKENS), rtol=0, atol=1e-5)
+    ours, tokenizer = load_checkpoint_dir(tmp_path)
+    assert_close(ours(TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+    assert ours.config == replace(model.config, qkv_bias=True) and not ours.training
+    assert (ours.head.weight is ours.token_embedding.weight) == tied
+    assert count_parameters(ours) == sum(p.numel() for p in theirs.parameters())
+    assert tokenizer.name == tmp_path.name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_we_load_what_transformers_saves(tmp_path, tied):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=300, n_positions=24, n_embd=32, n_head=2, n_layer=3, tie_word_embeddings=tied,
+        bos_token_id=0, eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, tokenizer = load_checkpoint_dir(tmp_path)
+    tokens = torch.randint(0, 300, (3, 24))
+    assert tokenizer is None and ours.config.drop_rate == 0.1
+    assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
+    export_checkpoint(ours, None, tmp_path / "again")
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again")
+    for (name, a), (_, b) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_published_names_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    config = GPT2_CONFIGS["gpt2"]
+    with torch.device("meta"):
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+        ours = GPTModel(config)
+    shapes = {name.removeprefix("transformer."): p.shape for name, p in theirs.named_parameters()}
+    found = {}
+    for name, parameter in ours.named_parameters():
+        shape = parameter.shape[::-1] if is_transposed(published_name(name)) else parameter.shape
+        found[published_name(name)] = shape
+    assert found == shapes and count_parameters(ours) == 124_439_808
+
+
+def test_auto_tokenizer_equals_ours(folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    _, ours = load_checkpoint_dir(folder)
+    for text in (TEXT, STORY[:3000], "", " ", "\t \n x", "don't DON'T 1234567"):
+        ids = ours.encode(text, allowed_special="all")
+        assert theirs(text).input_ids == ids
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == theirs.pad_token_id == ours.eot_token and len(theirs) == ours.n_vocab
+    assert theirs.model_max_length == 32
+
+
+def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _, ours = load_checkpoint_dir(folder)
+    transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    model, tokenizer = load_checkpoint_dir(tmp_path / "theirs")
+    assert tokenizer.encode(TEXT, allowed_special="all") == ours.encode(TEXT, allowed_special="all")
+    assert tokenizer.n_vocab == ours.n_vocab and tokenizer.eot_token == ours.eot_token
+    assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_pipeline_plain_and_chat(tmp_path, bpe):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("jinja2")
+    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path, chat_template=CHAT)
+    pipe = transformers.pipeline("text-generation", model=str(tmp_path))
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    assert pipe("The lamp", **settings)[0]["generated_text"].startswith("The lamp")
+    messages = [{"role": "user", "content": "Hello"}]
+    answer = pipe(messages, **settings)[0]["generated_text"]
+    assert answer[0] == messages[0] and answer[1]["role"] == "assistant"
+    plain = pipe("user: Hello\nbot:", **settings)[0]["generated_text"]
+    assert plain == "user: Hello\nbot:" + answer[1]["content"]
+    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path)  # without a template: the old one is gone
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+
+
+def test_special_tokens_of_a_chat_are_special_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    bpe = BPETokenizer().train(STORY, 600, special_tokens=("<|endoftext|>", "<|user|>", "<|bot|>"))
+    export_checkpoint(make(), bpe.to_tiktoken("chat"), tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    _, ours = load_checkpoint_dir(tmp_path)
+    text = "<|user|>Hello<|bot|>"
+    assert theirs(text).input_ids == ours.encode(text, allowed_special="all")
+    assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True) == "Hello"
+
+
+# --- ours, there and back --------------------------------------------------------------------------------------------
+
+
+def test_merges_come_back_from_tiktoken(bpe):
+    again = from_tiktoken(bpe.to_tiktoken("x"))
+    assert again.merges == bpe.merges and list(again.merges) == list(bpe.merges)
+    assert again.tokens == bpe.tokens and again.special_tokens == bpe.special_tokens
+
+
+def test_merges_of_gpt2_come_back(monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
+    bpe = BPETokenizer(*weights.read_bpe_files(*files))
+    assert from_tiktoken(bpe.to_tiktoken("gpt2")).merges == bpe.merges
+
+
+@pytest.mark.parametrize("kind", ["other rule", "other bytes", "gap", "unmergeable"])
+def test_foreign_encodings_are_refused(bpe, kind):
+    ranks = {token: i for i, token in enumerate(bpe.tokens)}
+    rule, special = bpe.to_tiktoken("x")._pat_str, dict(bpe.special_tokens)
+    if kind == "other rule":
+        rule = r"\p{N}{1,2}|[^\p{N}]+"
+    elif kind == "other bytes":
+        ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
+    elif kind == "gap":
+        special = {"<|endoftext|>": 700}
+    else:
+        ranks = {token: i for token, i in ranks.items() if i < 598} | {b"qqqqqqqzz": 598}
+    foreign = tiktoken.Encoding("foreign", pat_str=rule, mergeable_ranks=ranks, special_tokens=special)
+    with pytest.raises(ValueError, match="foreign is not of GPT-2's kind"):
+        from_tiktoken(foreign)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files(tmp_path, bpe, dtype):
+    model = make()
+    export_checkpoint(make().to(dtype), bpe.to_tiktoken("x"), tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    ours, _ = load_checkpoint_dir(tmp_path)
+    for (name, a), b in zip(ours.named_parameters(), model.parameters(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b.to(dtype).float()), name
+
+
+def test_no_tokenizer(tmp_path):
+    export_checkpoint(make(), None, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1  # readable for whom the others are
+    model, tokenizer = load_checkpoint_dir(tmp_path)
+    assert tokenizer is None and torch.equal(model(TOKENS), load_checkpoint_dir(str(tmp_path))[0](TOKENS))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("masks", [True, False])
+def test_prefix_and_masks(folder, prefix, masks):
+    def change(tensors):
+        if masks:
+            tensors |= {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
+            tensors |= {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
+        return tensors if prefix else {name.removeprefix("transformer."): t for name, t in tensors.items()}
+
+    rewrite(folder, change)
+    model, _ = load_checkpoint_dir(folder)
+    assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_several_files(folder):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    for i, part in enumerate((names[:10], names[10:]), start=1):
+        save_file({name: tensors[name] for name in part}, folder / f"model-0000{i}-of-00002.safetensors")
+    (folder / "model.safetensors").unlink()
+    assert_close(load_checkpoint_dir(folder)[0](TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_training_changes_the_model_and_not_the_file(folder):
+    before = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    model, _ = load_checkpoint_dir(folder)
+    fresh = make()
+    for each in (model, fresh):
+        optimizer = make_optimizer(each.train(), lr=1e-2)
+        for _ in range(3):
+            batch = [(TOKENS[:, :-1], TOKENS[:, 1:])]
+            training_step(each, batch, next_token_loss, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    assert_close(model.eval()(TOKENS), fresh.eval()(TOKENS), rtol=0, atol=1e-4)
+    assert (model(TOKENS) - make()(TOKENS)).abs().max() > 0.1
+    assert model.head.weight is model.token_embedding.weight
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == before
+    export_checkpoint(model, None, folder)  # over the file that it was mapped from
+    assert_close(load_checkpoint_dir(folder)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_random_numbers_are_left_alone(folder):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    load_checkpoint_dir(folder)
+    assert torch.equal(state, torch.get_rng_state())
+    layer = torch.nn.Linear(3, 3)
+    assert layer.weight.std() > 0.1  # initialisation works again
+
+
+# --- what can be wrong -----------------------------------------------------------------------------------------------
+
+
+def test_padded_vocabulary(folder):
+    """config.json decides: rows beyond its vocab_size are cut off; rows that it counts are kept."""
+    pad = torch.full((40, 48), 7.0)
+    rewrite(folder, lambda t: t | {"transformer.wte.weight": torch.cat([t["transformer.wte.weight"], pad])})
+    model, tokenizer = load_checkpoint_dir(folder)
+    assert model.config.vocab_size == 600 and model.head.weight.shape == (600, 48)
+    assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
+    edit(folder, vocab_size=640)
+    model, tokenizer = load_checkpoint_dir(folder)
+    assert model(TOKENS).shape[-1] == 640 and tokenizer.n_vocab == 600
+    edit(folder, vocab_size=641)
+    with pytest.raises(ValueError, match=r"wte.weight is \[640, 48\] float32; the model has \[641, 48\]"):
+        load_checkpoint_dir(folder)
+    edit(folder, vocab_size=599)
+    with pytest.raises(ValueError, match="the tokenizer has 600 tokens, the model 599"):
+        load_checkpoint_dir(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_padded_head(tmp_path, tied):
+    model = make(replace(CONFIG, tie_weights=False))
+    export_checkpoint(model, None, tmp_path)
+    pad = torch.full((8, 48), 7.0)
+    rewrite(tmp_path, lambda t: t | {name: torch.cat([t[name], pad]) for name in t if "wte" in name or "head" in name})
+    if not tied:
+        assert_close(load_checkpoint_dir(tmp_path)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+    else:
+        edit(tmp_path, tie_word_embeddings=True)
+        with pytest.raises(ValueError, match="lm_head.weight is not equal to wte.weight, but config.json says tie"):
+            load_checkpoint_dir(tmp_path)
+        rewrite(tmp_path, lambda t: t | {"lm_head.weight": t["transformer.wte.weight"].clone()})
+        loaded, _ = load_checkpoint_dir(tmp_path)  # a tied head that is stored all the same
+        assert loaded.head.weight is loaded.token_embedding.weight
+        assert torch.equal(loaded.head.weight, model.token_embedding.weight)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: {n: x for n, x in t.items() if "h.1.ln_2.bias" not in n}, r"lacks h.1.ln_2.bias \(1\)"),
+    (lambda t: t | {"transformer.h.2.ln_1.bias": torch.zeros(48)}, r"has unknown h.2.ln_1.bias \(1\)"),
+    (lambda t: {n.replace("c_fc", "up"): x for n, x in t.items()},
+     r"lacks h.0.mlp.c_fc.bias, h.0.mlp.c_fc.weight, h.1.mlp.c_fc.bias ... \(4\) and has unknown h.0.mlp.up.bias"),
+    (lambda t: t | {"transformer.h.0.mlp.c_fc.weight": t["transformer.h.0.mlp.c_fc.weight"].T.contiguous()},
+     r"h.0.mlp.c_fc.weight is \[48, 192\] float32; the model has \[192, 48\]"),
+    (lambda t: t | {"transformer.wpe.weight": torch.zeros(31, 48)}, r"wpe.weight is \[31, 48\]"),
+    (lambda t: t | {"transformer.wte.weight": torch.zeros(600 * 48)}, r"wte.weight is \[600\] float32"),
+    (lambda t: t | {"transformer.ln_f.bias": torch.zeros(48, dtype=torch.int64)}, r"ln_f.bias is \[48\] int64"),
+    (lambda t: {"a": torch.zeros(1)}, "it lacks h.0.attn"),
+    (lambda t: {}, "it lacks h.0.attn"),
+])  # fmt: skip
+def test_wrong_names_and_shapes_are_named(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint_dir(folder)
+
+
+def test_untied_without_a_head(folder):
+    edit(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="has no lm_head.weight, but config.json says tie_word_embeddings: false"):
+        load_checkpoint_dir(folder)
+
+
+@pytest.mark.parametrize("left", [0, 5, 300, -1])
+def test_truncated_file(folder, left):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:left])
+    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+        load_checkpoint_dir(folder)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model_type": "llama"}, "model_type is 'llama'"), ({"activation_function": "relu"}, "activation_function is"),
+    ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),
+    ({"n_inner": 100}, "n_inner is 100"), ({"n_embd": None}, "does not describe a GPT-2: KeyError 'n_embd'"),
+    ({"n_head": 5}, "divisible"),
+])  # fmt: skip
+def test_other_architectures_are_refused(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint_dir(folder)
+
+
+def test_missing_and_damaged_files(folder):
+    with pytest.raises(FileNotFoundError, match="no folder of a Hugging Face checkpoint"):
+        load_checkpoint_dir(folder / "nowhere")
+    (folder / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="merges.txt"):
+        load_checkpoint_dir(folder)
+    (folder / "vocab.json").unlink()
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="tokenizer.json holds no byte-pair encoding"):
+        load_checkpoint_dir(folder)
+    foreign = {"model": {"vocab": {}, "merges": []}, "added_tokens": [], "pre_tokenizer": {"type": "Metaspace"}}
+    (folder / "tokenizer.json").write_text(json.dumps(foreign), encoding="utf-8")
+    with pytest.raises(ValueError, match="cuts text by Metaspace, not by GPT-2's rule"):
+        load_checkpoint_dir(folder)
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="config.json does not describe a GPT-2"):
+        load_checkpoint_dir(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    edit_free = {"vocab_size": 600, "n_positions": 32, "n_embd": 48, "n_head": 4, "n_layer": 2}
+    (folder / "config.json").write_text(json.dumps(edit_free), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="safetensors files only"):
+        load_checkpoint_dir(folder)
+
+
+def test_full_disk_leaves_the_old_checkpoint(folder, bpe, monkeypatch):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(file, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "_write_json", full)
+    with pytest.raises(OSError, match="could not be written .*No space left.* older checkpoint there is untouched"):
+        export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_export_into_a_place_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="could not be written"):
+        export_checkpoint(make(), None, tmp_path / "file")
+
+
+# --- GPT-2 and the base ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_gpt2(tmp_path, monkeypatch):
+    """A registry and a cache in which "gpt2" is a tiny model, with the bundled encoding's files as GPT-2's."""
+    config = GPTConfig(8192, 16, emb_dim=16, n_heads=2, n_layers=1)
+    monkeypatch.setitem(weights.GPT2_CONFIGS, "gpt2", config)
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    for name in ("LLM_MIRROR", "LLM_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    model = make(config)
+    export_checkpoint(model, None, tmp_path / "data/gpt2")
+    for name in ("gpt2_weights", "gpt2_vocab", "gpt2_encoder"):
+        entry = data.REGISTRY[name]
+        if entry.sample:
+            target = tmp_path / "data" / entry.file
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes((data.SAMPLES / entry.sample).read_bytes())
+        monkeypatch.setitem(data.REGISTRY, name, replace(entry, size=None, sha256=None))
+    return model
+
+
+def test_load_gpt2(tiny_gpt2):
+    model, tokenizer = load_gpt2()
+    tokens = torch.randint(0, 8192, (2, 16))
+    assert_close(model(tokens), tiny_gpt2(tokens))
+    assert tokenizer.name == "gpt2" and tokenizer.n_vocab == 8192 and not model.training
+    with pytest.raises(ValueError, match="there is no GPT-2 called 'gpt3'; there are gpt2, gpt2-medium"):
+        load_gpt2("gpt3")
+    with pytest.raises(data.DownloadError, match="gpt2-xl_weights could not be had"):
+        load_gpt2("gpt2-xl")
+
+
+def test_load_base(tiny_gpt2, folder, tmp_path, monkeypatch, capsys):
+    export_checkpoint(make(seed=5), BPETokenizer().train(STORY, 600).to_tiktoken("x"), tmp_path / "course_base")
+    monkeypatch.setattr(weights, "COURSE_BASE", tmp_path / "course_base")
+    monkeypatch.setenv("LLM_SCALE", "quick")
+    assert load_base()[1].name == "course_base"
+    assert load_base(folder)[1].name == "my_gpt"
+    monkeypatch.setenv("LLM_SCALE", "full")
+    assert load_base()[1].name == "gpt2" and capsys.readouterr().out == ""
+    (tmp_path / "data/gpt2/model.safetensors").unlink()
+    model, tokenizer = load_base()
+    assert tokenizer.name == "course_base"
+    assert_close(model(TOKENS), make(seed=5)(TOKENS), rtol=0, atol=1e-5)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "GPT-2" in out and "course base" in out
+    monkeypatch.setenv("LLM_BASE", str(folder))
+    assert load_base()[1].name == "my_gpt"
+    assert load_base(tmp_path / "course_base")[1].name == "course_base"
+    monkeypatch.setenv("LLM_BASE", "no/such/folder")
+    with pytest.raises(FileNotFoundError, match="such"):
+        load_base()
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from shared.weights import load_checkpoint_dir
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+model, _ = load_checkpoint_dir(sys.argv[1])
+total = sum(p.sum().item() for p in model.parameters())  # every page is read
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+print((peak - before) / Path(sys.argv[1], "model.safetensors").stat().st_size)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the module resource is not there on Windows")
+def test_loading_takes_little_more_memory_than_the_file(tmp_path):
+    export_checkpoint(GPTModel(GPTConfig(8000, 64, 512, 8, 6)), None, tmp_path)  # 92 MB
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1.2
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gguf_reads_back_equal(tmp_path, bpe, tied, capsys):
+    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    model = make(replace(CONFIG, tie_weights=tied))
+    export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path / "my_gpt")
+    assert weights.main([str(tmp_path / "my_gpt"), "--gguf", str(tmp_path / "my.gguf")]) == 0
+    assert "parameters" in capsys.readouterr().out
+    reader = gguf.GGUFReader(tmp_path / "my.gguf")
+    found = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    assert torch.equal(found["token_embd.weight"], model.token_embedding.weight)
+    assert torch.equal(found["blk.1.attn_qkv.weight"], model.blocks[1].attention.qkv.weight)
+    assert torch.equal(found["blk.0.ffn_down.bias"], model.blocks[0].feed_forward.contract.bias)
+    assert len(found) == len(list(model.parameters())) and ("output.weight" in found) != tied
+    ours = sorted((tuple(p.shape), p.sum().item()) for p in model.parameters())
+    assert ours == sorted((tuple(t.shape), t.sum().item()) for t in found.values())
+    assert reader.fields["gpt2.block_count"].contents() == 2
+    names = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert len(names) == 600 and names[-1] == "<|endoftext|>"
+    assert len(reader.fields["tokenizer.ggml.merges"].contents()) == len(bpe.merges)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_command_line_says_what_is_wrong(tmp_path, capsys):
+    assert weights.main([str(tmp_path / "nowhere")]) == 1
+    assert "config.json does not exist" in capsys.readouterr().out
+
+
+def test_load_weights_alone(folder):
+    model = load_weights(CONFIG, [folder / "model.safetensors"])
+    assert set(published_tensors(model)) == set(load_file(folder / "model.safetensors"))
