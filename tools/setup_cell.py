@@ -13,4 +13,4 @@ if ROOT is None:
     raise FileNotFoundError("the folder `shared` was not found: start Jupyter inside the course folder")
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep: much faster on a busy machine
+waiting = os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep: faster on a busy machine
