@@ -1,0 +1,34 @@
+"""What is broken in lesson 3.4, and a typical wrong answer to each of its exercises."""
+
+from tests.bites import Mutation
+
+MUTATIONS = [
+    Mutation("the first of two equal lines counts as repeated", find="repeated += len(line) * (line in seen)",
+             replace="repeated += len(line) * (lines.count(line) > 1)"),
+    Mutation("shared shingles over those of one text", find="return len(a & b) / len(a | b)",
+             replace="return len(a & b) / len(a)"),
+    Mutation("all 128 numberings are the same", find="mix(values ^ salt).min() for salt in SALTS",
+             replace="mix(values ^ SALTS[0]).min() for salt in SALTS"),
+    Mutation("bands and rows are mixed up", find="return 1 - (1 - s**rows) ** bands",
+             replace="return 1 - (1 - s**bands) ** rows"),
+    Mutation("near duplicates are kept", find="        pairs_found.append((unique[same[0]], text))\n        continue",
+             replace="        pairs_found.append((unique[same[0]], text))"),
+    Mutation("documents are cut at the wrong place", find="starts = [0, *(ends[:-1] + 1)]",
+             replace="starts = [0, *ends[:-1]]"),
+    Mutation("the resumed run begins anew with another seed", find='"--eval-every", 20, "--resume")',
+             replace='"--eval-every", 20, "--resume", "--seed", 1)'),
+    Mutation("a token costs only the forward pass", find="return 6 * n_parameters * n_tokens / (chips",
+             replace="return 2 * n_parameters * n_tokens / (chips"),
+]
+
+WRONG_ANSWERS = {
+    "mostly_bullets": """
+        def mostly_bullets(text):
+            lines = text.split("\\n")  # blank lines count
+            return sum(line.lstrip().startswith(("-", "*", "•")) for line in lines) > 0.9 * len(lines)
+    """,
+    "tokens_for": """
+        def tokens_for(money, price, n_parameters, peak, mfu):
+            return money / price * peak * mfu / (6 * n_parameters)  # hours taken for seconds
+    """,
+}

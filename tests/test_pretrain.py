@@ -1,0 +1,456 @@
+"""The trainer 03_gpt/pretrain.py: data position, resume, signals, several processes, errors, what it leaves."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "03_gpt"))
+
+import prepare_corpus  # noqa: E402
+import pretrain  # noqa: E402
+
+from shared import data  # noqa: E402
+from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
+from shared.text import BPETokenizer  # noqa: E402
+from shared.training import training_step  # noqa: E402
+from shared.weights import load_base, load_checkpoint_dir  # noqa: E402
+
+SIZE = ["--layers", "2", "--heads", "2", "--width", "32", "--context", "32"]
+RUN = [*SIZE, "--batch", "4", "--tokens-per-step", "512", "--tokens", "6144", "--lr", "3e-3", "--eval-every", "5",
+       "--eval-windows", "8", "--dropout", "0.1"]  # fmt: skip
+SCRIPT = [sys.executable, str(ROOT / "03_gpt" / "pretrain.py")]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "LLM_DEVICE": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """As in the processes that the tests start: sums then come out the same to the last bit."""
+    monkeypatch.setenv("LLM_DEVICE", "cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A corpus folder with two training shards, made of the bundled story."""
+    folder = tmp_path_factory.mktemp("corpus")
+    text = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    tokenizer = BPETokenizer().train(text, 320)
+    tokenizer.save(folder / "tokenizer")
+    ids = np.array(tokenizer.to_tiktoken("t").encode_ordinary(text), dtype="<u2")
+    parts = {"train_00000.bin": ids[:3000], "train_00001.bin": ids[3000:-1500], "validation_00000.bin": ids[-1500:]}
+    splits = {"train": {"shards": []}, "validation": {"shards": []}}
+    for name, part in parts.items():
+        part.tofile(folder / name)
+        splits[name.split("_")[0]]["shards"].append({"file": name, "tokens": len(part)})
+    for split in splits.values():
+        split["tokens"] = sum(shard["tokens"] for shard in split["shards"])
+    manifest = {"format": 1, "dtype": "uint16", "splits": splits}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def run(corpus, out, *options):
+    pretrain.main(["--data", str(corpus), "--out", str(out), *RUN, *options])
+
+
+def start(corpus, out, *options):
+    """The same in a process of its own, which saves a checkpoint after each step."""
+    command = [*SCRIPT, "--data", str(corpus), "--out", str(out), *RUN, "--checkpoint-minutes", "0", *options]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="session")
+def unbroken(corpus, tmp_path_factory):
+    """The folder of a run of 12 steps that nobody disturbed."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_DEVICE", "cpu")
+        torch.set_num_threads(1)
+        run(corpus, out)
+    return out
+
+
+def tensors_of(out):
+    file = pretrain.checkpoints_in(out)[-1]
+    with safe_open(file, framework="pt") as opened:
+        return file.name, {name: opened.get_tensor(name) for name in opened.keys()}
+
+
+def metrics_of(out):
+    """What a run measured, without what differs from run to run, and what it measured because it was stopped."""
+    entries = pretrain.read_metrics(out)
+    for entry in entries:
+        for name in ["tokens_per_s", "memory_mb"] + ["val_loss"] * (entry["step"] not in (5, 10, 12)):
+            entry.pop(name, None)
+    return entries
+
+
+def assert_same_run(out, other):
+    (name, tensors), (other_name, others) = tensors_of(out), tensors_of(other)
+    assert name == other_name and tensors.keys() == others.keys()
+    different = [name for name in tensors if not torch.equal(tensors[name], others[name])]
+    assert not different
+    assert metrics_of(out) == metrics_of(other)
+
+
+# ---- the data
+
+
+def test_windows_are_pieces_of_the_shards_with_their_targets():
+    shards = [np.arange(first, end, dtype=np.uint16) for first, end in ((0, 100), (100, 107), (200, 260))]
+    windows = pretrain.Windows(shards, context_length=10, seed=0)
+    assert windows.ends[-1] == 90 + 0 + 50  # the second shard is too short for one window
+    inputs, targets = windows.read(np.arange(140))  # all there are
+    assert inputs.shape == targets.shape == (140, 10)
+    assert (targets == inputs + 1).all()  # so no window crosses from one shard to another
+    assert inputs[:, 0].tolist() == [*range(90), *range(200, 250)]
+
+
+def test_the_windows_of_a_step_depend_on_seed_and_step_alone_and_cover_the_stream():
+    shards = [np.arange(5000, dtype=np.uint16)]
+    windows = pretrain.Windows(shards, 10, seed=3)
+    starts = [windows.random(step, 8) for step in range(300)]
+    assert (windows.random(7, 8) == starts[7]).all()
+    assert (starts[7] != starts[8]).any()
+    assert (starts[7] != pretrain.Windows(shards, 10, seed=4).random(7, 8)).any()
+    counts = np.histogram(np.concatenate(starts), bins=20, range=(0, 4990))[0]
+    assert counts.min() > 80 and counts.max() < 160  # 120 each, were they all equal
+    assert min(s.max() - s.min() for s in starts) > 3000  # each step reads from all over the stream
+
+
+def test_processes_share_a_steps_windows():
+    windows = pretrain.Windows([np.arange(5000, dtype=np.uint16)], 10, seed=0)
+    starts = windows.random(0, 12)
+    shares = [pretrain.batches_of(windows, starts, 2, rank, 3) for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    firsts = [x[:, 0].tolist() for share in shares for x, _ in share]
+    assert sorted(sum(firsts, [])) == sorted(starts.tolist())
+    assert len(windows.evenly(7, world=2)) == 6
+
+
+# ---- the optimizer
+
+
+def test_muon_updates_the_blocks_matrices_and_adamw_the_rest():
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(50, 16, 32, 2, 2))
+    optimizer = pretrain.build_optimizer(model, "muon", 1e-2, 0.0, None)
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, adamw = ({names[id(p)] for g in part.param_groups for p in g["params"]} for part in optimizer.parts)
+    assert muon | adamw == set(names.values()) and not muon & adamw
+    assert muon == {n for n, p in model.named_parameters() if n.startswith("blocks") and p.dim() == 2}
+    assert all(p.requires_grad for p in model.parameters())
+    weight = model.blocks[0].feed_forward.contract.weight
+    before, x = weight.detach().clone(), torch.randint(0, 50, (4, 16))
+    training_step(pretrain.LossModule(model), [(x, x)], pretrain.call, optimizer,
+                  torch.amp.GradScaler("cpu", enabled=False), None)  # fmt: skip
+    update = (before - weight).detach() / (1e-2 * 0.2 * 128**0.5)  # Liu et al. 2025: times 0.2 sqrt(max(m, n))
+    singular = torch.linalg.svdvals(update)[:-1]  # the layer norm that follows leaves one direction without gradient
+    assert 0.6 < singular.min() and singular.max() < 1.3  # orthogonal, as far as five iterations go
+
+
+def test_orthogonalize_equals_pytorchs_but_for_its_bfloat16():
+    muon = pytest.importorskip("torch.optim._muon")
+    import importlib
+
+    matrix, numbers = torch.randn(24, 60, generator=torch.Generator().manual_seed(0)), (3.4445, -4.775, 2.0315)
+    pytorchs = importlib.reload(muon)._zeropower_via_newtonschulz
+    for m in (matrix, matrix.T):
+        theirs = pytorchs(m, numbers, 5, 1e-7).float()
+        assert_close(pretrain.orthogonalize(m, numbers, 5, 1e-7), theirs, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_clipping_and_the_state_of_the_optimizer(name):
+    def fresh():
+        torch.manual_seed(0)
+        model = GPTModel(GPTConfig(50, 16, 32, 2, 1))
+        return model, pretrain.build_optimizer(model, name, 1e-2, 0.1, 0.5)
+
+    def step(model, optimizer, seed):
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        optimizer.step()
+        assert_close(optimizer.grad_norm, norm.item(), rtol=1e-5, atol=0)
+        assert_close(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item(), 0.5, atol=1e-4, rtol=0)
+
+    model, optimizer = fresh()
+    step(model, optimizer, 1)
+    saved = deepcopy(optimizer.state_dict())
+    other, other_optimizer = fresh()
+    other.load_state_dict(model.state_dict())
+    other_optimizer.load_state_dict(saved)
+    step(model, optimizer, 2)
+    step(other, other_optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    with pytest.raises(FloatingPointError, match="norm is nan"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+# ---- runs
+
+
+def test_a_run_learns_and_leaves_a_hugging_face_folder(unbroken, corpus):
+    metrics = pretrain.read_metrics(unbroken)
+    assert [entry["step"] for entry in metrics] == list(range(1, 13)) and metrics[-1]["tokens"] == 6144
+    assert abs(metrics[0]["loss"] - np.log(320)) < 0.1 and metrics[-1]["loss"] < metrics[0]["loss"] - 0.4
+    assert [entry["step"] for entry in metrics if "val_loss" in entry] == [5, 10, 12]
+    assert all(entry["grad_norm"] > 0 and entry["tokens_per_s"] > 0 for entry in metrics)
+    assert metrics[-1]["lr"] < metrics[3]["lr"] < 3e-3 + 1e-9
+    assert (unbroken / "loss.png").stat().st_size > 5000
+    assert (unbroken / "samples.txt").read_text(encoding="utf-8").count("--- step") == 3
+    model, tokenizer = load_checkpoint_dir(unbroken)
+    assert tokenizer.n_vocab == 320 and model.config.n_layers == 2
+    _, tensors = tensors_of(unbroken)
+    assert torch.equal(tensors["model.final_norm.weight"], model.final_norm.weight)
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(unbroken).eval()
+    ids = torch.tensor([[1, 2, 3, 319]])
+    assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_killed_or_stopped_a_run_resumes_bit_for_bit(unbroken, corpus, tmp_path):
+    killed, stopped = start(corpus, tmp_path / "killed"), start(corpus, tmp_path / "stopped")
+    waiting = {"killed": (killed, 5, signal.SIGKILL), "stopped": (stopped, 2, signal.SIGTERM)}
+    deadline = time.monotonic() + 90
+    while waiting and time.monotonic() < deadline:
+        for name, (process, step, number) in list(waiting.items()):
+            if len(pretrain.read_metrics(tmp_path / name)) >= step:
+                process.send_signal(number)
+                del waiting[name]
+    said, _ = stopped.communicate(timeout=60)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and stopped.returncode == 0, said
+    assert "--resume goes on" in said
+    (steps_name, _), last = tensors_of(tmp_path / "stopped"), pretrain.read_metrics(tmp_path / "stopped")[-1]
+    assert steps_name == f"step_{last['step']:08d}.safetensors" and 2 <= last["step"] < 12
+    for name in ("killed", "stopped"):
+        assert len(pretrain.checkpoints_in(tmp_path / name)) <= 2 + 1  # killed between writing and tidying: one more
+        run(corpus, tmp_path / name, "--resume")
+        assert_same_run(tmp_path / name, unbroken)
+        assert len(pretrain.checkpoints_in(tmp_path / name)) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo needs more set-up on Windows")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_reach_the_losses_of_one(corpus, tmp_path, kind):
+    """The first half is one process's, the second that of two, from its checkpoint."""
+    plain = ["--dropout", "0", "--min-lr", "3e-3", "--warmup", "0"]
+    run(corpus, tmp_path / "one", *plain, "--tokens", "3072")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    run(corpus, tmp_path / "one", *plain, "--resume")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT[1],
+               "--data", str(corpus), "--out", str(tmp_path / "two"), *RUN, *plain, "--resume"]  # fmt: skip
+    command += ["--fsdp"] * (kind == "fsdp")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes" in done.stdout
+    ours, theirs = metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one")
+    assert len(ours) == len(theirs) == 12
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        assert_close([a[k] for k in a], [b[k] for k in a], atol=2e-5, rtol=2e-5)
+    (_, tensors), (_, others) = tensors_of(tmp_path / "two"), tensors_of(tmp_path / "one")
+    assert tensors.keys() == others.keys()
+    for key in others.keys() - {"random.cpu"}:
+        assert_close(tensors[key], others[key], atol=2e-4, rtol=1e-3)
+    assert load_checkpoint_dir(tmp_path / "two")[0].config.n_layers == 2
+
+
+def test_recomputing_changes_nothing(unbroken, corpus, tmp_path):
+    run(corpus, tmp_path / "run", "--recompute")
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_muon_runs_and_resumes_bit_for_bit(corpus, tmp_path, capsys):
+    muon = ["--optimizer", "muon", "--dropout", "0"]
+    run(corpus, tmp_path / "a", *muon)
+    run(corpus, tmp_path / "b", *muon, "--min-lr", "1e-3", "--lr", "1e-3", "--warmup", "0", "--tokens", "2048")
+    run(corpus, tmp_path / "c", *muon, "--min-lr", "1e-3", "--lr", "1e-3", "--warmup", "0")
+    run(corpus, tmp_path / "b", *muon, "--min-lr", "1e-3", "--lr", "1e-3", "--warmup", "0", "--resume")
+    assert "tokens was 2048, is 6144" in capsys.readouterr().out
+    assert torch.equal(tensors_of(tmp_path / "b")[1]["model.final_norm.bias"],
+                       tensors_of(tmp_path / "c")[1]["model.final_norm.bias"])  # fmt: skip
+    losses = [entry["loss"] for entry in pretrain.read_metrics(tmp_path / "a")]
+    assert losses[-1] < losses[0] - 0.4
+    with pytest.raises(SystemExit, match="--resume: .* another optimizer"):
+        run(corpus, tmp_path / "a", "--resume", "--tokens", "7168", "--dropout", "0")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(corpus, tmp_path, monkeypatch):
+    plain, calls = pretrain.next_token_loss, []
+
+    def broken(model, inputs, targets):
+        calls.append(model.training)
+        return plain(model, inputs, targets) * (float("nan") if sum(calls) == 7 * 4 + 1 else 1.0)  # in step 8
+
+    monkeypatch.setattr(pretrain, "next_token_loss", broken)
+    with pytest.raises(SystemExit, match="step 8: the loss is nan.*step_00000007"):
+        run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
+    assert pretrain.read_metrics(tmp_path / "run")[-1]["step"] == 7
+    assert tensors_of(tmp_path / "run")[0] == "step_00000007.safetensors"
+
+
+def test_a_full_disk_in_between_does_not_stop_a_run_and_at_the_end_says_so(corpus, tmp_path, monkeypatch, capsys):
+    whole = pretrain.save_checkpoint
+
+    def full(file, *args):
+        if "step_00000003" in str(file) or "step_00000012" in str(file):
+            raise OSError(f"{file} could not be written (No space left on device)")
+        whole(file, *args)
+
+    monkeypatch.setattr(pretrain, "save_checkpoint", full)
+    with pytest.raises(SystemExit, match="last state could not be saved"):
+        run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
+    assert capsys.readouterr().out.count("No space left") == 2
+    assert [f.name[:13] for f in pretrain.checkpoints_in(tmp_path / "run")] == ["step_00000010", "step_00000011"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(unbroken, corpus, tmp_path, capsys):
+    run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
+    last = pretrain.checkpoints_in(tmp_path / "run")[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    run(corpus, tmp_path / "run", "--resume")
+    assert "taking the one before" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_a_finished_run_resumed_does_nothing(unbroken, corpus, tmp_path):
+    run(corpus, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    run(corpus, tmp_path / "run", "--resume")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens-per-step", "500"], "500 is no multiple of 128 .*; 512 would be"),
+        (["--tokens", "100"], "less than one step"),
+        (["--context", "4000"], "no shard holds a window of 4000"),
+        (["--heads", "5"], "divisible"),
+        (["--fsdp"], "torchrun"),
+        (["--data", "nowhere"], "manifest.json does not exist"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(corpus, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        run(corpus, tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_run_is_not_touched(unbroken, corpus):
+    with pytest.raises(SystemExit, match="already holds a run"):
+        run(corpus, unbroken)
+    with pytest.raises(SystemExit, match="belongs to another model: emb_dim 32"):
+        run(corpus, unbroken, "--resume", "--width", "64")
+    with pytest.raises(SystemExit, match="a step had 512 tokens, now 1024"):
+        run(corpus, unbroken, "--resume", "--tokens-per-step", "1024")
+
+
+def test_a_shard_that_was_cut_is_named(corpus, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for file in corpus.glob("*.*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    with open(folder / "train_00001.bin", "r+b") as file:
+        file.truncate(100)
+    (folder / "tokenizer").mkdir()
+    for file in (corpus / "tokenizer").iterdir():
+        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SystemExit, match="train_00001.bin has 100 bytes"):
+        run(folder, tmp_path / "run")
+
+
+def test_compile_where_it_does_not_work_goes_on_without(unbroken, corpus, tmp_path, monkeypatch, capsys):
+    def no_compiler(function):
+        def compiled(*args):
+            raise RuntimeError("no compiler")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    run(corpus, tmp_path / "run", "--compile")
+    assert "going on without it" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+# ---- what is measured
+
+
+def test_flops_are_those_of_the_matrix_products():
+    config = GPTConfig(500, 32, 64, 4, 3)
+    model = GPTModel(config)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the others it does not count here
+        loss = model(torch.zeros(1, 32, dtype=torch.long)).sum()  # the forward pass: a third of the whole
+    forward = counter.get_total_flops()
+    assert_close(3 * forward / 32, float(pretrain.flops_per_token(config)), rtol=1e-6, atol=0)
+    assert loss.requires_grad
+    assert abs(pretrain.flops_per_token(GPT2_CONFIGS["gpt2"]) / (6 * 124e6) - 1) < 0.2
+
+
+def test_utilisation_is_printed_where_the_peak_is_given(corpus, tmp_path):
+    run(corpus, tmp_path / "run", "--peak-tflops", "0.1", "--tokens", "1024")
+    for entry in pretrain.read_metrics(tmp_path / "run"):
+        flops = pretrain.flops_per_token(GPTConfig(320, 32, 32, 2, 2))
+        assert_close(entry["mfu"], entry["tokens_per_s"] * flops / 0.1e12, atol=1e-4, rtol=0)
+    assert pretrain.peak_flops(torch.device("cpu")) is None
+
+
+def test_amounts():
+    values = {"500": 500, "20M": 20_000_000, "2.5B": 2_500_000_000, "1_000": 1000, "3k": 3000}
+    assert {text: pretrain.amount(text) for text in values} == values
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(["--data", "d", "--out", "o", "--model", "gpt2", "--tokens", "many"])
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(["--data", "d", "--out", "o", "--model", "gpt2", "--layers", "2", "--tokens", "1M"])
+
+
+# ---- the whole chain
+
+
+def test_from_slimpajamas_layout_to_a_base_model(tmp_path, monkeypatch):
+    """Records in SlimPajama's layout -> corpus -> trained model -> what chapters 4 and 5 start from."""
+    zstandard = pytest.importorskip("zstandard")
+    text = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    paragraphs = [p for p in text.split("\n\n") if len(p) > 200]
+    lines = [json.dumps({"text": p, "meta": {"redpajama_set_name": "RedPajamaBook"}}) for p in paragraphs]
+    chunk = tmp_path / "slimpajama" / "train" / "chunk1"
+    chunk.mkdir(parents=True)
+    half = len(lines) // 2
+    packed = zstandard.ZstdCompressor().compress(("\n".join(lines[:half]) + "\n").encode())
+    (chunk / "example_train_0.jsonl.zst").write_bytes(packed)
+    (chunk / "example_train_1.jsonl.gz").write_bytes(gzip.compress(("\n".join(lines[half:]) + "\n").encode()))
+    prepare_corpus.main(["--source", str(tmp_path / "slimpajama"), "--train-tokenizer", "400", "--validation", "0.2",
+                         "--workers", "1", "--out", str(tmp_path / "corpus")])  # fmt: skip
+    run(tmp_path / "corpus", tmp_path / "base")
+    for path in (tmp_path / "base", None):
+        monkeypatch.setenv("LLM_BASE", str(tmp_path / "base"))
+        model, tokenizer = load_base(path)
+        assert tokenizer.n_vocab == model.config.vocab_size == 400 and model.config.context_length == 32
+        assert tokenizer.decode(tokenizer.encode_ordinary(paragraphs[0])) == paragraphs[0]
+        assert model(torch.tensor([tokenizer.encode_ordinary(paragraphs[0])[:32]])).isfinite().all()
