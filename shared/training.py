@@ -16,7 +16,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -44,15 +43,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if need_weight else None
         count = (targets != IGNORE).sum().clamp(min=1)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        logits = w.new_empty(min(chunk, len(targets)), len(w))  # [chunk, V]: the same memory for all chunks
+        log_probs = logits if w.dtype == torch.float32 else torch.empty_like(logits, dtype=torch.float32)
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
             h, t = h_all[rows], targets[rows]
             valid, safe = (t != IGNORE)[:, None], t.clamp(min=0)[:, None]
-            log_probs = F.log_softmax(h @ w.T, dim=-1, dtype=torch.float32)  # [chunk, V]
-            loss -= (log_probs.gather(1, safe) * valid).sum()
+            scores = torch.mm(h, w.T, out=logits[: len(h)])
+            grad = torch.log_softmax(scores, -1, dtype=torch.float32, out=log_probs[: len(h)])
+            loss -= (grad.gather(1, safe) * valid).sum()
             if not (need_hidden or need_weight):
                 continue
-            grad = log_probs.exp_().scatter_add_(1, safe, -torch.ones_like(safe, dtype=torch.float32)).to(w.dtype)
+            grad = grad.exp_().scatter_add_(1, safe, -torch.ones_like(safe, dtype=torch.float32)).to(w.dtype)
             share = (valid / count).to(w.dtype)  # [chunk, 1]: cheaper to apply to [chunk, D] than to [chunk, V]
             if need_hidden:
                 d_hidden[rows] = (grad @ w) * share
