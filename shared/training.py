@@ -79,7 +79,7 @@ def next_token_loss(model, inputs, targets):
     hidden, weight = model.hidden(inputs), model.head.weight  # [B, T, D], [V, D]
     if not torch.is_grad_enabled():
         weight = weight.detach()  # else its gradient would be computed all the same
-    return LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), 256)
+    return LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), 512)
 
 
 def evaluate(model, loader, loss_fn=next_token_loss, max_batches=None):
