@@ -113,7 +113,7 @@ def rounds(variants, n_rounds, warmup=1):
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def bench_train(size, compiled, n_rounds, device, dtype):
+def bench_train(size, compiled, n_rounds, device, dtype, memory=True):
     config, batch = SIZES[size]
     names = available(TRAINED)
     steps = {name: make_step(name, config, batch, device, compiled, dtype) for name in names}
@@ -124,7 +124,7 @@ def bench_train(size, compiled, n_rounds, device, dtype):
     gc.collect()
     mode = "compiled" if compiled else "eager"
     return [{"what": f"training step {size}, {mode}", "variant": name, "value": round(value, 1), "unit": "tokens/s",
-             "ratio": round(value / best, 2), "peak MB": peak_memory(name, size, compiled)}
+             "ratio": round(value / best, 2), "peak MB": peak_memory(name, size, compiled) if memory else None}
             for name, value in speed.items()]  # fmt: skip
 
 
@@ -221,6 +221,7 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--no-memory", action="store_true", help="speed only")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that is not alone")
     parser.add_argument("--out", default="build/benchmarks.json")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -239,7 +240,7 @@ def main():
     rows = []
     for what in args.what or ["tokenizer", "train", "generate"]:
         if what == "train":
-            rows += bench_train(args.size, args.compile, args.rounds, device, dtype)
+            rows += bench_train(args.size, args.compile, args.rounds, device, dtype, not args.no_memory)
         elif what == "generate":
             rows += bench_generate(args.new_tokens, args.rounds, device)
         else:
