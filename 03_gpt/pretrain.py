@@ -42,7 +42,7 @@ from prepare_corpus import open_shards, read_manifest  # noqa: E402
 
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
-from shared.runtime import autocast_dtype, describe, get_device, seed_everything  # noqa: E402
+from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything  # noqa: E402
 from shared.text import load_tokenizer  # noqa: E402
 from shared.training import (  # noqa: E402
     History,
@@ -391,17 +391,6 @@ def peak_flops(device, tflops=None):
         return tflops * 1e12
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak * 1e12 for known, peak in PEAK_TFLOPS.items() if known in name.replace("-", " ").split()), None)
-
-
-def peak_memory(device):
-    """Most bytes in use so far: of the GPU's memory, or by this process; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None
 
 
 def read_metrics(out):

@@ -6,6 +6,7 @@ Two environment variables are read here and nowhere else: `LLM_DEVICE` (for exam
 
 import os
 import random
+import sys
 
 import numpy as np
 import torch
@@ -79,6 +80,23 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def peak_memory(device="cpu"):
+    """Most bytes in use so far: of the GPU's memory, else by this process; None where the system does not tell."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:  # Linux; its `ru_maxrss` would begin with the size of the process that started this one
+        with open("/proc/self/status", encoding="utf-8") as file:
+            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(device=None):

@@ -460,24 +460,23 @@ def test_load_base(tiny_gpt2, folder, tmp_path, monkeypatch, capsys):
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
+from shared.runtime import peak_memory
 from shared.weights import load_checkpoint_dir
-unit = 1 if sys.platform == "darwin" else 1024
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+before = peak_memory()
 model, _ = load_checkpoint_dir(sys.argv[1])
 total = sum(p.sum().item() for p in model.parameters())  # every page is read
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-print((peak - before) / Path(sys.argv[1], "model.safetensors").stat().st_size)
+print((peak_memory() - before) / Path(sys.argv[1], "model.safetensors").stat().st_size)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the module resource is not there on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process its peak memory here")
 def test_loading_takes_little_more_memory_than_the_file(tmp_path):
     export_checkpoint(GPTModel(GPTConfig(8000, 64, 512, 8, 6)), None, tmp_path)  # 92 MB
     command = [sys.executable, "-c", PEAK, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 1.2
+    assert 0.8 < float(result.stdout) < 1.2  # and it was seen at all
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from shared import data
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel
-from shared.runtime import autocast_dtype, get_device
+from shared.runtime import autocast_dtype, get_device, peak_memory
 from shared.text import BPETokenizer, load_tokenizer
 from shared.training import mixed_precision, next_token_loss
 
@@ -124,27 +123,15 @@ def bench_train(size, compiled, n_rounds, device, dtype, memory=True):
     gc.collect()
     mode = "compiled" if compiled else "eager"
     return [{"what": f"training step {size}, {mode}", "variant": name, "value": round(value, 1), "unit": "tokens/s",
-             "ratio": round(value / best, 2), "peak MB": peak_memory(name, size, compiled) if memory else None}
+             "ratio": round(value / best, 2), "peak MB": peak_megabytes(name, size, compiled) if memory else None}
             for name, value in speed.items()]  # fmt: skip
 
 
-def peak_memory(name, size, compiled):
+def peak_megabytes(name, size, compiled):
     """Peak resident memory in MB of three training steps in a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks", "--peak-of", name, "--size", size]
     done = subprocess.run(command + ["--compile"] * compiled, capture_output=True, text=True)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
-
-
-def peak_bytes(device):
-    """This process's peak so far. On Linux not `ru_maxrss`: that begins with the size of the parent that started it."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def bench_generate(n_new, n_rounds, device):
@@ -235,7 +222,7 @@ def main():
         step = make_step(args.peak_of, config, batch, device, args.compile, dtype)
         for _ in range(3):
             step()
-        print(peak_bytes(device) // 2**20)
+        print(peak_memory(device) // 2**20)
         return
     rows = []
     for what in args.what or ["tokenizer", "train", "generate"]:

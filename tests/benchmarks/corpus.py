@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT / "03_gpt"))
 
 import prepare_corpus as pipeline  # noqa: E402
 
+from tools.execute import peak_megabytes  # noqa: E402
+
 FILE_BYTES = 50_000_000
 ROUNDS = 3
 
@@ -101,7 +103,7 @@ def run_and_watch(command):
         while run.poll() is None:
             time.sleep(0.1)
             for pid in [run.pid, *children_of(run.pid)]:
-                peaks[pid] = max(peaks.get(pid, 0), peak_memory(pid))
+                peaks[pid] = max(peaks.get(pid, 0), peak_megabytes(pid))
         wall = time.perf_counter() - began
         if run.returncode:
             output.seek(0)
@@ -115,15 +117,6 @@ def children_of(pid):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-
-
-def peak_memory(pid):
-    """The most memory that a process has had so far, in MB."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def main():
