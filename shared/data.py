@@ -190,6 +190,7 @@ REGISTRY = {entry.name: entry for entry in (
             file="hub/DKYoon/SlimPajama-6B/data/train-00000-of-00048-ab2b35705f029d94.parquet", size=292_286_056,
             sha256="6c1e83b5f990a245a9e3fe95e5a1d5c3af8ce4d1f823791f59390c903656bb3f", huge=True,
             urls=(_hub(*_SLIMPAJAMA, "data/train-00000-of-00048-ab2b35705f029d94.parquet"),), reader=read_records),
+    # The .jsonl.zst is a stand-in that mirrors may hold: RedPajama's records in SlimPajama's format, not SlimPajama.
     Dataset(name="slimpajama_validation", about="SlimPajama-6B, validation", licence="that of its components",
             file="hub/DKYoon/SlimPajama-6B/data/validation-00000-of-00001-4fb685c22a3f91ef.parquet", size=None,
             sha256=None, reader=read_records, sample="web_pages.jsonl",
