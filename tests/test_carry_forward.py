@@ -16,6 +16,7 @@ NOT_TAUGHT = {
     "shared/runtime.py:*": "device, number format, seed, scale: operation, not lesson",
     "shared/download.py:*": "the network at its worst: operation, not lesson",
     "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
+    "shared/readers.py:*": "file formats of the data sets: operation, not lesson",
     "shared/gguf_export.py:*": "another program's file format, written with that program's own package",
     "shared/weights.py:COURSE_BASE": "where the course base lies",
     "shared/weights.py:SkipInit": "switches PyTorch's initialisation off; lesson 3.5 uses it",

@@ -3,13 +3,16 @@
 import errno
 import gzip
 import hashlib
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +20,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from shared import data, download
+from shared import data, download, readers
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRROR = os.environ.get("LLM_MIRROR", "").strip()  # as the tests were called; each test starts without one
@@ -783,6 +786,255 @@ def test_weights_of_unknown_checksum_are_checked_by_their_header(server):
     server.serve("/w", status(404))
     with pytest.raises(data.DownloadError, match="its header speaks of"):
         data.fetch("thing")
+
+
+# --- the readers of chapters 4 and 5 ---------------------------------------------------------------------------------
+
+SMS = 'ham\tSee you at \u00a35 caf\u00e9\nspam\tWIN &amp; "call" now\n'
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    """The course's own registry, whose files the tests make up."""
+    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
+    return data.REGISTRY
+
+
+def put(tmp_path, file, content):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def make_zip(members):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def put_zip(tmp_path, members):
+    return put(tmp_path, "sms_spam/sms_spam_collection.zip", make_zip(members))
+
+
+def test_sms_from_the_archive_the_plain_file_and_the_sample(entries, tmp_path, monkeypatch):
+    packed = put_zip(tmp_path, {"readme": "about", "SMSSpamCollection": SMS.encode("utf-8")})
+    plain = put(tmp_path, "sms_spam/SMSSpamCollection", SMS.replace("\n", "\r\n").encode("utf-8"))
+    put(tmp_path, "samples/sms_messages.tsv", SMS.encode("utf-8"))
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    assert data.is_sample(data.fetch("sms_spam"))
+    assert data.read(packed) == data.read(plain) == data.read(data.fetch("sms_spam")) == SMS
+    assert sorted(path.name for path in packed.parent.iterdir()) == ["SMSSpamCollection", packed.name]  # none unpacked
+
+
+def test_sms_archive_is_downloaded_and_where_it_is_gone_the_plain_file(entries, server):
+    packed, plain = make_zip({"SMSSpamCollection": SMS}), SMS.encode("utf-8")
+    other = replace(entries["sms_spam"].others[0], urls=(server.serve("/plain", body(plain)),), size=len(plain),
+                    sha256=hashlib.sha256(plain).hexdigest())  # fmt: skip
+    entries["sms_spam"] = replace(entries["sms_spam"], urls=(server.serve("/zip", body(packed), status(404)),),
+                                  sha256=hashlib.sha256(packed).hexdigest(), others=(other,))  # fmt: skip
+    path = data.fetch("sms_spam")
+    assert path == cached("sms_spam/sms_spam_collection.zip") and data.read(path) == SMS
+    path.unlink()
+    path = data.fetch("sms_spam")
+    assert path == cached("sms_spam/SMSSpamCollection") and data.read(path) == SMS
+
+
+@pytest.mark.parametrize("name", ["smsspamcollection", "data/SMSSpamCollection", "../SMSSpamCollection", "a.txt"])
+def test_sms_archive_without_the_member(entries, tmp_path, name):
+    path = put_zip(tmp_path, {name: SMS})
+    with pytest.raises(ValueError, match="sms_spam_collection.zip cannot be read: the archive holds no SMSSpamColl"):
+        data.read(path)
+    assert not (tmp_path / "SMSSpamCollection").exists()
+
+
+def test_sms_archive_that_unpacks_to_too_much(entries, tmp_path):
+    path = put_zip(tmp_path, {"SMSSpamCollection": bytes(readers.MEMBER_LIMIT + 1)})
+    assert path.stat().st_size < 20_000
+    with pytest.raises(ValueError, match="SMSSpamCollection unpacks to more than 10,000,000 bytes"):
+        data.read(path)
+
+
+def test_sms_archive_that_lies_about_its_size(entries, tmp_path):
+    size = readers.MEMBER_LIMIT * 2
+    path = put_zip(tmp_path, {"SMSSpamCollection": bytes(size)})
+    content = path.read_bytes()
+    assert content.count(size.to_bytes(4, "little")) == 2
+    path.write_bytes(content.replace(size.to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    with pytest.raises(ValueError, match="cannot be read: BadZipFile"):
+        data.read(path)
+
+
+def test_sms_archive_that_is_cut_off_or_none(entries, tmp_path):
+    path = put_zip(tmp_path, {"SMSSpamCollection": SMS})
+    for content in (path.read_bytes()[:-30], b"<html>", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read: BadZipFile"):
+            data.read(path)
+
+
+def test_sms_in_another_encoding_names_the_line(entries, tmp_path):
+    content = b"ham\tone\nham\ttwo\nspam\tonly \xa35\n"
+    for path in (put(tmp_path, "sms_spam/SMSSpamCollection", content),
+                 put_zip(tmp_path, {"SMSSpamCollection": content})):  # fmt: skip
+        with pytest.raises(ValueError, match=r"cannot be read: line 3 is not UTF-8 \(byte 0xa3\)"):
+            data.read(path)
+
+
+@pytest.mark.parametrize("file", ["instruction-data.json", "instruct/alpaca_data.json", "instruct/alpaca_5000.json",
+                                  "samples/instructions.json"])  # fmt: skip
+def test_instructions(entries, tmp_path, file):
+    found = [{"instruction": "Say caf\u00e9", "input": "", "output": "caf\u00e9"}]
+    path = put(tmp_path, file, json.dumps(found, ensure_ascii=False).encode("utf-8"))
+    assert data.read(path) == found
+    path.write_text('{"instruction": "a"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be read: it holds one dict, not a list"):
+        data.read(path)
+    path.write_text('[\n{"instruction": "a",}]', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2 column"):
+        data.read(path)
+
+
+ROW = '"Which of the two, or ""both""?",one,two,three,four,C\n'
+ITEM = {"question": 'Which of the two, or "both"?', "choices": ["one", "two", "three", "four"], "gold": 2}
+
+
+def mmlu_members(folder="data", subjects=("first_aid", "logic")):
+    members = {f"{folder}/{split}/{subject}_{split}.csv": ROW * (1 + (split == "test"))
+               for split in ("dev", "val", "test") for subject in subjects}  # fmt: skip
+    return {f"{folder}/README.txt": "about", f"{folder}/auxiliary_train/race.csv": "no,row"} | members
+
+
+def put_tar(tmp_path, members, file="eval/mmlu_data.tar"):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz" if file.endswith(".gz") else "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                info.type, info.linkname = content
+                archive.addfile(info)
+            else:
+                content = content.encode("utf-8") if isinstance(content, str) else content
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return put(tmp_path, file, packed.getvalue())
+
+
+@pytest.mark.parametrize(("file", "folder"), [("eval/mmlu_data.tar", "data"), ("eval/mmlu.tar.gz", "mmlu"),
+                                              ("eval/mmlu_data.tar", "./data")])  # fmt: skip
+def test_mmlu(entries, tmp_path, file, folder):
+    content = data.read(put_tar(tmp_path, mmlu_members(folder), file))
+    assert {split: len(items) for split, items in content.items()} == {"dev": 2, "val": 2, "test": 4}
+    assert content["dev"] == [{"subject": "first_aid"} | ITEM, {"subject": "logic"} | ITEM]
+
+
+def test_mmlu_archive_with_paths_that_leave_the_folder(entries, tmp_path, monkeypatch):
+    names = ("../dev/evil_dev.csv", "/data/dev/evil_dev.csv", "data/../../dev/evil_dev.csv", "data/dev/../evil_dev.csv",
+             "data/dev/._evil_dev.csv", "data/dev/evil_test.csv", "data/train/evil_train.csv",
+             "a/data/dev/evil_dev.csv")  # fmt: skip
+    links = {"data/dev/link_dev.csv": (tarfile.SYMTYPE, "/etc/hostname"),
+             "data/dev/hard_dev.csv": (tarfile.LNKTYPE, "x"),
+             "data/dev/folder_dev.csv": (tarfile.DIRTYPE, "")}  # fmt: skip
+    evil = dict.fromkeys(names, ROW) | links
+    path = put_tar(tmp_path, evil | mmlu_members())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    content = data.read(path)
+    assert {item["subject"] for items in content.values() for item in items} == {"first_aid", "logic"}
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="no dev questions of any subject"):
+        data.read(put_tar(tmp_path, evil))
+
+
+def test_mmlu_archive_that_is_not_whole(entries, tmp_path):
+    path = put_tar(tmp_path, mmlu_members())
+    whole = path.read_bytes()
+    ends = range(512, len(mmlu_members()) * 1024 - 1, 512)  # each member: a block that names it, a block of content
+    for end in ends:
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="mmlu_data.tar cannot be read"):
+            data.read(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="cannot be read: ReadError"):
+        data.read(path)
+    packed = put_tar(tmp_path, mmlu_members(), "eval/mmlu.tar.gz")
+    packed.write_bytes(packed.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="mmlu.tar.gz cannot be read"):
+        data.read(packed)
+
+
+@pytest.mark.parametrize("row", ["one,two,three,four,C\n", "q,one,two,three,four,E\n", "q,1,2,3,4,five,A\n", "\n",
+                                 "q,1,2,3,4,\n"])  # fmt: skip
+def test_mmlu_row_that_is_no_question(entries, tmp_path, row):
+    path = put_tar(tmp_path, mmlu_members() | {"data/test/logic_test.csv": ROW + row})
+    with pytest.raises(ValueError, match="data/test/logic_test.csv, row 2 is no question"):
+        data.read(path)
+
+
+def test_mmlu_member_that_is_too_large(entries, tmp_path):
+    path = put_tar(tmp_path, mmlu_members() | {"data/val/logic_val.csv": bytes(readers.MEMBER_LIMIT + 1)})
+    with pytest.raises(ValueError, match="data/val/logic_val.csv unpacks to more than"):
+        data.read(path)
+
+
+def test_arc_with_letters_numbers_and_other_counts(entries, tmp_path):
+    rows = [("ABCD", "D"), ("1234", "2"), ("ABCDE", "E"), ("ABC", "A")]
+    records = [{"id": "x", "question": "Why?", "choices": {"text": list("wxyzv"[: len(labels)]), "label": list(labels)},
+                "answerKey": key} for labels, key in rows]  # fmt: skip
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode("utf-8")
+    expected = [{"query": "Question: Why?\nAnswer:", "choices": list("wxyzv"[: len(labels)]), "gold": gold}
+                for (labels, _), gold in zip(rows, (3, 1, 4, 0))]  # fmt: skip
+    assert data.read(put(tmp_path, "samples/arc_easy.jsonl", lines)) == expected
+    zstandard, pyarrow = pytest.importorskip("zstandard"), pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert data.read(put(tmp_path, "eval/arc_easy_val.jsonl.zst", zstandard.compress(lines))) == expected
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "eval" / "arc_easy_val.parquet")
+    assert data.read(tmp_path / "eval" / "arc_easy_val.parquet") == expected
+    with pytest.raises(ValueError, match="arc_easy.jsonl cannot be read"):  # a key that no choice has
+        data.read(put(tmp_path, "samples/arc_easy.jsonl", lines.replace(b'"answerKey": "D"', b'"answerKey": "9"')))
+
+
+REAL = {  # what the official files hold, or the smaller forms of them
+    "sms_spam": lambda text: text.count("\n") == 5574 and text.count("\nspam\t") + text.startswith("spam") == 747,
+    "instruction_data": lambda entries: len(entries) == 1100,
+    "alpaca": lambda entries: len(entries) in (52_002, 5000) and set(entries[0]) == {"instruction", "input", "output"},
+    "mmlu": lambda splits: {k: len(items) for k, items in splits.items()} == {"dev": 285, "val": 1531, "test": 14_042},
+    "arc_easy": lambda items: len(items) == 570 and all(item["gold"] < len(item["choices"]) for item in items),
+}
+
+
+@pytest.mark.skipif(not MIRROR, reason="LLM_MIRROR is not set")
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_hold_what_they_ought_to(entries, monkeypatch, name):
+    monkeypatch.setenv("LLM_MIRROR", MIRROR)
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    monkeypatch.setattr(data, "SAMPLES", ROOT / "shared" / "samples")
+    path = data.fetch(name)
+    if data.is_sample(path):
+        pytest.skip(f"the mirror has no {name}")
+    assert REAL[name](data.read(path))
+
+
+def test_samples_of_chapters_4_and_5(entries, monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    monkeypatch.setattr(data, "SAMPLES", ROOT / "shared" / "samples")
+    content = {name: data.read(data.fetch(name)) for name in REAL}
+    lines = content["sms_spam"].splitlines()
+    assert len(lines) >= 100 and {line.split("\t")[0] for line in lines} == {"ham", "spam"}
+    for entry in content["instruction_data"]:
+        assert set(entry) == {"instruction", "input", "output"} and entry["instruction"] and entry["output"]
+    assert content["alpaca"] == content["instruction_data"]
+    mmlu = content["mmlu"]
+    assert [len(mmlu[split]) for split in ("dev", "val", "test")] == [8, 0, 24]
+    assert {item["subject"] for item in mmlu["dev"]} == {item["subject"] for item in mmlu["test"]}
+    assert len({item["question"] for item in mmlu["dev"] + mmlu["test"]}) == 32
+    assert [[item["gold"] for item in mmlu["dev"] + mmlu["test"]].count(gold) for gold in range(4)] == [8, 8, 8, 8]
+    assert [[item["gold"] for item in content["arc_easy"]].count(gold) for gold in range(4)] == [6, 6, 6, 6]
+    for item in mmlu["dev"] + mmlu["test"] + content["arc_easy"]:
+        assert len(item["choices"]) == 4 == len(set(item["choices"]))
 
 
 # --- interruptions and company ---------------------------------------------------------------------------------------
