@@ -67,19 +67,20 @@ class SkipInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def load_weights(config, files):
+def load_weights(config, files, others=()):
     """A GPTModel with the weights of the safetensors `files`, in float32, on the CPU, in eval mode.
 
     The model is made without memory of its own ("meta") and gets tensors that lie in the memory-mapped files: nothing
     is read before it is used, nothing is held twice, and what training changes is copied page by page. So a file must
     not be written to while the model lives (replacing it is fine). The transposed ones are views, not contiguous.
-    Raises ValueError naming the file, or the tensor that is missing, unknown or of another shape.
+    `others` names tensors that may stand beside them. Raises ValueError naming the file, or the tensor that is missing,
+    unknown or of another shape.
     """
     with torch.device("meta"), SkipInit():
         model = GPTModel(config)
     stored = find_tensors(files)
     wanted = {name: published_name(name) for name, _ in model.named_parameters()}
-    check_names(stored, wanted, config)
+    check_names(stored, wanted, config, others)
     tensors = {}
     for name, parameter in model.named_parameters():
         file, tensor = stored[wanted[name]]
@@ -111,14 +112,14 @@ def find_tensors(files):
     return stored
 
 
-def check_names(stored, wanted, config):
-    """Raise ValueError unless `stored` holds exactly the `wanted` tensors; a tied head may be stored too."""
+def check_names(stored, wanted, config, others=()):
+    """Raise ValueError unless `stored` holds exactly the `wanted` tensors; a tied head and `others` may be there."""
     file = next(iter(stored.values()), ("the checkpoint",))[0]
     head = "lm_head.weight"
     if head not in stored and not config.tie_weights:
         raise ValueError(f"{file} has no {head}, but config.json says tie_word_embeddings: false")
     missing = sorted(set(wanted.values()) - set(stored))
-    unknown = sorted(set(stored) - set(wanted.values()) - ({head} if config.tie_weights else set()))
+    unknown = sorted(set(stored) - set(wanted.values()) - {*others, *[head][: config.tie_weights]})
     both = [stored[name][1] for name in (head, "wte.weight") if name in stored]
     if config.tie_weights and len(both) == 2 and not torch.equal(*both):
         raise ValueError(f"{file}: {head} is not equal to wte.weight, but config.json says tie_word_embeddings: true")
@@ -158,11 +159,12 @@ def load_base(path=None):
     return load_checkpoint_dir(COURSE_BASE)
 
 
-def load_checkpoint_dir(folder):
+def load_checkpoint_dir(folder, others=()):
     """The model in a Hugging Face folder and its tokenizer: (GPTModel in eval mode, tiktoken.Encoding or None).
 
     Reads config.json, model.safetensors (or its numbered parts), and vocab.json with merges.txt (or tokenizer.json).
     config.json decides on the vocabulary: further rows of the embedding, put there as padding, are left out.
+    `others` names tensors that belong to something else, such as a classifier, and are left alone.
     Raises FileNotFoundError or ValueError, naming the file or the tensor.
     """
     folder = Path(folder)
@@ -174,7 +176,7 @@ def load_checkpoint_dir(folder):
     tokenizer = _read_tokenizer(folder)
     if tokenizer is not None and tokenizer.n_vocab > config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
-    return load_weights(config, files), tokenizer
+    return load_weights(config, files, others), tokenizer
 
 
 def _read_tokenizer(folder):
@@ -216,18 +218,20 @@ def _read_config(file):
     return GPTConfig(*sizes, drop_rate=found.get("resid_pdrop", 0.1), tie_weights=tied)
 
 
-def export_checkpoint(model, tokenizer, folder, chat_template=None):
+def export_checkpoint(model, tokenizer, folder, chat_template=None, *, tensors=None, config=None):
     """Write `model` and `tokenizer` (a tiktoken.Encoding, or None) as a folder that `transformers` loads.
 
-    The numbers keep the model's dtype. `chat_template` (Jinja) goes into tokenizer_config.json. All files are written
-    aside first and then renamed one by one: each is at every moment whole, the old one or the new one.
+    The numbers keep their dtype. `chat_template` (Jinja) goes into tokenizer_config.json. For a model with another
+    head, `tensors` take the place of `published_tensors(model)`, and `config` is added to config.json. All files are
+    written aside first and then renamed one by one: each is at every moment whole, the old one or the new one.
     Raises OSError where the folder cannot be written, ValueError for a tokenizer that is not of GPT-2's kind.
     """
     folder = Path(folder)
     eos, aside = None, folder / ".partial"
     try:
         aside.mkdir(parents=True, exist_ok=True)
-        save_file(published_tensors(model), aside / "model.safetensors", metadata={"format": "pt"})
+        tensors = published_tensors(model) if tensors is None else tensors
+        save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
         if tokenizer is not None:
             bpe = from_tiktoken(tokenizer)
             eos = bpe.special_tokens.get(END_OF_TEXT)
@@ -236,7 +240,7 @@ def export_checkpoint(model, tokenizer, folder, chat_template=None):
             os.replace(aside / "encoder.json", aside / "vocab.json")
             _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
         ids = {"bos_token_id": eos, "eos_token_id": eos}
-        _write_json(aside / "config.json", _config_json(model) | ids)
+        _write_json(aside / "config.json", _config_json(model) | ids | (config or {}))
         _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
         shutil.copymode(aside / "config.json", aside / "model.safetensors")  # which was made for its owner's eyes only
         for file in sorted(aside.iterdir()):

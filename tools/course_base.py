@@ -2,7 +2,7 @@
 
     python -m tools.course_base --run data/course_base --corpus data/course_base_corpus --heldout validation.jsonl.zst
 
-Everything in the card is measured here or read from what the run and its corpus left; nothing is typed in.
+Every number in the card is measured here or read from what the run and its corpus left; none is typed in.
 The held-out file has {"text": ..., "meta": {...}} on each line and must share no text with the corpus.
 PPM is measured where the package `pyppmd` is installed.
 """
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from shared import data
+from shared.evaluation import perplexity, score_completions
 from shared.generation import generate
 from shared.gpt import GPTModel, count_parameters
+from shared.metrics import wilson
 from shared.text import load_tokenizer
-from shared.training import next_token_loss
 from shared.weights import COURSE_BASE, export_checkpoint, load_checkpoint_dir
 
 SOURCES = (
@@ -34,29 +35,10 @@ SOURCES = (
 PROMPTS = ("The old man looked at the sea and", "It was a cold evening, and the", "In economics, the price of a good")
 
 
-@torch.no_grad()
-def nats_of(model, ids, stride):
-    """Total loss in nats of ids[1:]; each token is predicted from at least `context - stride` earlier ones, if any."""
-    context, total, begin = model.config.context_length, 0.0, 0
-    ids = torch.as_tensor(ids)
-    while begin + 1 < len(ids):
-        window = ids[begin : begin + context + 1]
-        targets = window[1:].clone()
-        targets[: context - stride if begin else 0] = -100
-        n = (targets != -100).sum().item()
-        if n:
-            total += next_token_loss(model, window[None, :-1], targets[None]).item() * n
-        if begin + context + 1 >= len(ids):
-            break
-        begin += stride
-    return total
-
-
 def bits_per_byte(model, tokenizer, texts):
-    """Of each text: (bits, bytes). The end-of-text token comes first, so that every token is predicted."""
-    stride = model.config.context_length // 2
-    return [(nats_of(model, [tokenizer.eot_token, *tokenizer.encode_ordinary(text)], stride) / math.log(2),
-             len(text.encode("utf-8"))) for text in texts]  # fmt: skip
+    """Of each text: (bits, bytes)."""
+    sums = perplexity(model, tokenizer, texts).sums
+    return [(nats / math.log(2), n_bytes) for nats, _, n_bytes in sums.tolist()]
 
 
 def ratio(pairs):
@@ -99,26 +81,12 @@ def ppm(corpus, tokenizer, texts):
     return 8 * (after - before) / len(text)
 
 
-@torch.no_grad()
 def lambada(model, tokenizer):
     """Last words found by greedy choice: (found, passages, name of the file)."""
-    path = data.fetch("lambada")
-    found, passages = 0, data.read(path)
-    for passage in passages:
-        context, _, word = passage.rpartition(" ")
-        context, word = tokenizer.encode_ordinary(context), tokenizer.encode_ordinary(" " + word)
-        ids = torch.tensor((context + word)[-model.config.context_length - 1 :])
-        logits = model.head(model.hidden(ids[None, :-1])[0, -len(word) :])
-        found += torch.equal(logits.argmax(dim=-1), ids[-len(word) :])
-    return found, len(passages), path.name
-
-
-def wilson(k, n, z=1.96):
-    """95 % interval of a share k / n (Wilson 1927), in percent."""
-    center, half = k / n + z * z / (2 * n), z * math.sqrt(k / n * (1 - k / n) / n + (z / (2 * n)) ** 2)
-    return 100 * (center - half) / (1 + z * z / n), 100 * (center + half) / (1 + z * z / n)
-
-
+    path, encode = data.fetch("lambada"), tokenizer.encode_ordinary
+    parts = [passage.rpartition(" ") for passage in data.read(path)]
+    scored = score_completions(model, [(encode(context), encode(" " + word)) for context, _, word in parts])
+    return sum(bool(greedy.all()) for _, greedy in scored), len(parts), path.name
 
 
 def sample_text(model, tokenizer):
@@ -130,8 +98,8 @@ def sample_text(model, tokenizer):
     return "\n>\n".join(lines)
 
 
-def card(run, corpus, heldout, model, tokenizer):
-    """The text of the model card."""
+def card(run, corpus, heldout, model, tokenizer, note=""):
+    """The text of the model card; `note` is what a reader should know about the run."""
     settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
     manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -147,7 +115,7 @@ def card(run, corpus, heldout, model, tokenizer):
     joined = "\n".join(texts).encode("utf-8")
     primed = ppm(corpus, tokenizer, texts)
     found, n, lambada_file = lambada(model, tokenizer)
-    low, high = wilson(found, n)
+    low, high = (100 * bound for bound in wilson(found, n))
     c, train = model.config, manifest["splits"]["train"]
     by_kind = []
     for kind in sorted(set(kinds)):
@@ -200,7 +168,7 @@ LAMBADA ({lambada_file}): {found} of {n:,} last words found, {100 * found / n:.1
 
 ## The run
 
-| step | tokens | loss of that step | validation loss |
+{note}{chr(10) * 2 if note else ""}| step | tokens | loss of that step | validation loss |
 |---:|---:|---:|---:|
 {chr(10).join(rows)}
 
@@ -220,12 +188,13 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("run", "corpus", "heldout"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--note", default="", help="a sentence about the run for the card")
     args = parser.parse_args(arguments)
     model, tokenizer = load_checkpoint_dir(args.run)
     tokenizer = load_tokenizer(args.corpus / "tokenizer")
     export_checkpoint(model.half(), tokenizer, COURSE_BASE)
     model, tokenizer = load_checkpoint_dir(COURSE_BASE)  # what is measured is what is published
-    text = card(args.run, args.corpus, args.heldout, model, tokenizer)
+    text = card(args.run, args.corpus, args.heldout, model, tokenizer, args.note)
     (COURSE_BASE / "README.md").write_text(text, encoding="utf-8")
     print(text)
     return 0

@@ -1,4 +1,4 @@
-"""Speed and memory beside the peers: `python -m tests.benchmarks [train] [generate] [tokenizer] [--size 124m] ...`.
+"""Speed and memory beside the peers: `python -m tests.benchmarks [train] [generate] [tokenizer] [classify]`.
 
 Peers: `transformers` (GPT2LMHeadModel) and the PyPI package `llms-from-scratch` (its fast class; left out where it is
 not installed, see requirements.txt beside this file). All variants run in one process, in turn, round by round; the
@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 
@@ -21,11 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from shared import data
+from shared.classification import SpamClassifier, parse_messages
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel
 from shared.runtime import autocast_dtype, get_device, peak_memory
 from shared.text import BPETokenizer, load_tokenizer
 from shared.training import mixed_precision, next_token_loss
+from shared.weights import load_base
 
 SIZES = {
     "30m": (GPTConfig(50257, 256, emb_dim=384, n_heads=6, n_layers=6), 8),
@@ -191,6 +194,30 @@ def bench_tokenizer():
     ]
 
 
+def bench_classify(n_rounds, device):
+    """Messages per second of `predict` and of transformers' pipeline on the folder that `save` wrote, real messages."""
+    from transformers import pipeline
+
+    path, rows = data.fetch("sms_spam"), []
+    texts = [text for _, text in parse_messages(data.read(path)) if text.strip()][:64]
+    kind = "sample" if data.is_sample(path) else "SMS"
+    torch.manual_seed(0)
+    ours = SpamClassifier(*load_base()).to(device).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save(folder)
+        pipe = pipeline("text-classification", model=folder, device=device)
+    for batch, n in ((1, 16), (32, 64)):
+        variants = {
+            "this course": partial(ours.predict, texts[:n], batch_size=batch),
+            "transformers": partial(pipe, texts[:n], batch_size=batch, truncation=True),
+        }
+        seconds = rounds(variants, n_rounds)
+        rows += [{"what": f"classify {kind}, batch {batch}", "variant": name, "value": round(n / s, 1),
+                  "unit": "messages/s", "ratio": round(seconds["transformers"] / s, 2)}
+                 for name, s in seconds.items()]  # fmt: skip
+    return rows
+
+
 def machine(device):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
@@ -203,7 +230,7 @@ def machine(device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=["train", "generate", "tokenizer", []], default=[])
+    parser.add_argument("what", nargs="*", choices=["train", "generate", "tokenizer", "classify", []], default=[])
     parser.add_argument("--size", choices=list(SIZES), default="30m")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
@@ -225,11 +252,13 @@ def main():
         print(peak_memory(device) // 2**20)
         return
     rows = []
-    for what in args.what or ["tokenizer", "train", "generate"]:
+    for what in args.what or ["tokenizer", "train", "generate", "classify"]:
         if what == "train":
             rows += bench_train(args.size, args.compile, args.rounds, device, dtype, not args.no_memory)
         elif what == "generate":
             rows += bench_generate(args.new_tokens, args.rounds, device)
+        elif what == "classify":
+            rows += bench_classify(args.rounds, device)
         else:
             rows += bench_tokenizer()
     print("| measured | variant | value | ratio to the fastest peer | peak MB |\n|---|---|---:|---:|---:|")

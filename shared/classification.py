@@ -1,0 +1,336 @@
+"""Classification: labelled texts, a head on the last real token, training, and a classifier to keep.
+
+    classifier = SpamClassifier(gpt, tokenizer)                        # gpt, tokenizer = load_base()
+    train_classifier(classifier, train_messages, validation_messages)
+    labels, probabilities = classifier.predict(["WIN a prize now", "see you at 8"])
+    classifier.save("spam_model")                                  # AutoModelForSequenceClassification loads it
+    python -m shared.classification spam_model < messages.txt
+
+A message is a pair (label, text). Shapes: B messages, T tokens, D width, L labels, N messages in all.
+"""
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from shared import training
+from shared.text import END_OF_TEXT
+from shared.weights import export_checkpoint, load_checkpoint_dir, published_tensors
+
+LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
+
+
+def parse_messages(text, labels=LABELS):
+    """Lines `label<TAB>text` -> a list of (label, text). Blank lines are skipped; quotes are plain characters.
+
+    Raises ValueError, naming the line, for one without a tab or with an unknown label, and for a text without any.
+    """
+    messages = []
+    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):  # not splitlines: it also cuts at U+0085
+        line = line.rstrip("\r")
+        if not line.strip():
+            continue
+        label, tab, message = line.partition("\t")
+        if not tab:
+            comma = " (a comma stands there: is it a CSV file?)" if "," in line[:20] else ""
+            raise ValueError(f"line {number} has no tab between label and text{comma}: {line[:60]!r}")
+        if label not in labels:
+            raise ValueError(f"line {number}: the label is {label[:20]!r}; it must be one of {', '.join(labels)}")
+        messages.append((label, message))
+    if not messages:
+        raise ValueError("there is no message: the text is empty")
+    return messages
+
+
+def read_messages(path, labels=LABELS):
+    """The messages of a file: tab-separated, or .csv (label, text, perhaps a line of headings), UTF-8 or Windows-1252.
+
+    Raises FileNotFoundError, or ValueError naming the file and the line.
+    """
+    raw = Path(path).read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = raw.decode("cp1252", errors="replace")
+        print(f"{path}: line {raw[: error.start].count(10) + 1} is not UTF-8; the file is read as Windows-1252")
+    try:
+        if Path(path).suffix.lower() == ".csv":
+            text = _tab_separated(text, labels)
+        return parse_messages(text, labels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _tab_separated(text, labels):
+    """The rows of a CSV text as lines `label<TAB>text`, each at the number of the line where it ends in the file.
+
+    A comma that stands unquoted in a message belongs to it. Raises ValueError for a quote that is not closed.
+    """
+    reader, lines = csv.reader(io.StringIO(text, newline=""), strict=True), []
+    try:
+        for number, row in enumerate(filter(None, reader)):
+            while len(row) > 2 and not row[-1]:
+                row.pop()
+            heading = number == 0 and len(row) > 1 and row[0] not in labels
+            lines += [""] * (reader.line_num - 1 - len(lines))
+            lines.append("" if heading else "\t".join([row[0], " ".join(",".join(row[1:]).split())][: len(row)]))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    return "\n".join(lines)
+
+
+def deduplicate(messages):
+    """The messages without those whose text, letter case and spacing aside, stood before."""
+    seen, kept = set(), []
+    for label, text in messages:
+        key = re.sub(r"\s+", " ", text).strip().casefold()
+        if key not in seen:
+            seen.add(key)
+            kept.append((label, text))
+    return kept
+
+
+def split(messages, shares=(0.7, 0.1, 0.2), seed=0, labels=LABELS):
+    """Shuffled parts of `messages`, of these shares, with the same mix of labels in each ("stratified").
+
+    Raises ValueError where a part would have no message of one of the `labels`.
+    """
+    generator, parts = torch.Generator().manual_seed(seed), [[] for _ in shares]
+    for label in dict.fromkeys([*(label for label, _ in messages), *labels]):
+        group = [message for message in messages if message[0] == label]
+        group = [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
+        ends = [round(len(group) * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
+        for part, start, end in zip(parts, [0, *ends], ends, strict=False):
+            if start == end:
+                raise ValueError(f"there are {len(group)} messages of {label!r}: too few for parts of {shares}")
+            part += group[start:end]
+    return [[part[i] for i in torch.randperm(len(part), generator=generator).tolist()] for part in parts]
+
+
+def balance(messages, seed=0):
+    """As many messages of each label as there are of the rarest, drawn at random, in their old order."""
+    generator, kept = torch.Generator().manual_seed(seed), set()
+    groups = {}
+    for i, (label, _) in enumerate(messages):
+        groups.setdefault(label, []).append(i)
+    for group in groups.values():
+        drawn = torch.randperm(len(group), generator=generator)[: min(map(len, groups.values()))]
+        kept |= {group[i] for i in drawn.tolist()}
+    return [message for i, message in enumerate(messages) if i in kept]
+
+
+def encode(tokenizer, text, max_tokens):
+    """Token ids of `text`, at most the first `max_tokens`; an empty text is <|endoftext|>, so that one can be read."""
+    ids = tokenizer.encode_ordinary(text)[:max_tokens]
+    return ids or [tokenizer.encode_single_token(END_OF_TEXT)]
+
+
+class LabelledTexts(Dataset):
+    """Token ids and label number of each message."""
+
+    def __init__(self, messages, tokenizer, max_tokens, labels=LABELS):
+        self.ids = [torch.tensor(encode(tokenizer, text, max_tokens)) for _, text in messages]
+        self.labels = torch.tensor([labels.index(label) for label, _ in messages])
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return self.ids[i], self.labels[i]
+
+
+def pad(rows, pad_id=0):
+    """Rows of unequal length as one tensor, filled up on the right: -> tokens [B, T], lengths [B].
+
+    What stands after a row's end does not matter: a causal model looks at no later token.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id), lengths
+
+
+def collate(batch):
+    """[(ids, label), ...] -> tokens [B, T], lengths [B], labels [B]; T is the longest of this batch."""
+    ids, labels = zip(*batch, strict=True)
+    return *pad(ids), torch.stack(labels)
+
+
+class LengthBuckets:
+    """Batches of numbers 0 ... N - 1 in which neighbours in length stand together, so that little is padded.
+
+    Shuffled anew by `generator` at each pass; sorted by length within groups of 50 batches; batches shuffled again.
+    """
+
+    def __init__(self, lengths, batch_size, generator):
+        self.lengths, self.batch_size, self.generator = list(lengths), batch_size, generator
+
+    def __len__(self):
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.lengths), generator=self.generator).tolist()
+        group, batches = 50 * self.batch_size, []
+        for start in range(0, len(order), group):
+            rows = sorted(order[start : start + group], key=self.lengths.__getitem__)
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        for i in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[i]
+
+
+class SpamClassifier(nn.Module):
+    """A GPT whose output layer tells labels.
+
+    The last real token's hidden vector, which has seen the whole text, goes through a linear layer without bias,
+    as in transformers' GPT2ForSequenceClassification.
+
+    `gpt` is a GPTModel, whose own head is not used any more, `tokenizer` its tiktoken.Encoding.
+    """
+
+    def __init__(self, gpt, tokenizer, labels=LABELS):
+        super().__init__()
+        self.gpt, self.tokenizer, self.labels = gpt, tokenizer, tuple(labels)
+        self.config = gpt.config  # what a checkpoint of the training loop notes
+        self.head = nn.Linear(gpt.config.emb_dim, len(labels), bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+        self.to(gpt.token_embedding.weight)
+
+    def forward(self, tokens, lengths=None):
+        """Logits [B, L] of the texts in tokens [B, T], read at their last real token; without `lengths`, those of
+        every token [B, T, L]."""
+        hidden = self.gpt.hidden(tokens)  # [B, T, D]
+        if lengths is not None:
+            hidden = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, D]
+        return self.head(hidden)
+
+    @torch.no_grad()
+    def predict(self, texts, batch_size=32):
+        """(label of each text, probabilities [N, L] on the CPU). Texts longer than the context are cut at its end."""
+        device, was_training = self.head.weight.device, self.training
+        ids = [encode(self.tokenizer, text, self.gpt.config.context_length) for text in texts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # alike in length: little padding
+        probabilities = torch.zeros(len(ids), len(self.labels))
+        self.eval()
+        for start in range(0, len(ids), batch_size):
+            rows = order[start : start + batch_size]
+            tokens, lengths = pad([torch.tensor(ids[i]) for i in rows])
+            logits = self(tokens.to(device), lengths.to(device))
+            probabilities[rows] = logits.float().softmax(dim=-1).cpu()
+        self.train(was_training)
+        return [self.labels[i] for i in probabilities.argmax(dim=-1).tolist()], probabilities
+
+    def save(self, folder):
+        """Write a folder that `load` and transformers' AutoModelForSequenceClassification read.
+
+        The GPT's own head, which predicts next tokens, is left out.
+        """
+        tensors = published_tensors(self.gpt) | {"score.weight": self.head.weight.detach().cpu().contiguous()}
+        tensors.pop("lm_head.weight", None)
+        numbers = {str(i): label for i, label in enumerate(self.labels)}
+        config = {
+            "architectures": ["GPT2ForSequenceClassification"], "tie_word_embeddings": True, "id2label": numbers,
+            "label2id": {label: int(i) for i, label in numbers.items()},
+            "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT),
+        }  # fmt: skip
+        export_checkpoint(self.gpt, self.tokenizer, folder, tensors=tensors, config=config)
+
+    @classmethod
+    def load(cls, folder):
+        """The classifier in a folder that `save` wrote, in eval mode.
+
+        Raises FileNotFoundError or ValueError, naming the file, where there is none.
+        """
+        folder = Path(folder)
+        gpt, tokenizer = load_checkpoint_dir(folder, others=("score.weight",))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        score = load_file(folder / "model.safetensors").get("score.weight")
+        if score is None or tokenizer is None:
+            raise ValueError(f"{folder} is no classifier: it has no {'score.weight' if score is None else 'tokenizer'}")
+        names = config.get("id2label") or {}
+        labels = [names.get(str(i), f"LABEL_{i}") for i in range(len(score))]
+        classifier = cls(gpt, tokenizer, labels)
+        classifier.head.weight.data.copy_(score)
+        return classifier.eval()
+
+
+def freeze_except(classifier, what):
+    """Let only a part of the classifier learn: "head", "last_block" (with the final norm and the head) or "all".
+
+    Returns the number of parameters that learn.
+    """
+    parts = {
+        "head": [classifier.head],
+        "last_block": [classifier.gpt.blocks[-1], classifier.gpt.final_norm, classifier.head],
+        "all": [classifier],
+    }
+    if what not in parts:
+        raise ValueError(f"freeze_except: {what!r} is not one of {', '.join(parts)}")
+    classifier.requires_grad_(False)
+    for part in parts[what]:
+        part.requires_grad_(True)
+    return sum(p.numel() for p in classifier.parameters() if p.requires_grad)
+
+
+def class_weights(labels, n_labels):
+    """A weight for each label so that all count alike in sum: N / (L * how often it occurs). labels [N] -> [L]."""
+    counts = torch.bincount(labels, minlength=n_labels)
+    if (counts == 0).any():
+        raise ValueError(f"label number {int(counts.argmin())} does not occur in the training data")
+    return len(labels) / (n_labels * counts.float())
+
+
+def classification_loss(classifier, tokens, lengths, labels, weight=None):
+    """Mean cross-entropy of the labels [B] of tokens [B, T] with `lengths` [B] real ones each."""
+    return F.cross_entropy(classifier(tokens, lengths).float(), labels, weight=weight)
+
+
+def train_classifier(classifier, messages, val_messages=None, *, batch_size=16, weights=None, seed=0, **settings):
+    """Train `classifier` in place with `training.train` and its `settings` (epochs, lr, ...); returns the History.
+
+    `weights` [L]: how much a message of each label counts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    context, device = classifier.gpt.config.context_length, classifier.head.weight.device
+    data, val = (
+        LabelledTexts(part or [], classifier.tokenizer, context, classifier.labels) for part in (messages, val_messages)
+    )
+    buckets = LengthBuckets(map(len, data.ids), batch_size, generator)
+    loader = DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=generator)
+    val_loader = DataLoader(val, batch_size=64, collate_fn=collate) if len(val) else None
+    weight = None if weights is None else weights.to(device)
+
+    def loss_fn(model, tokens, lengths, labels):
+        return classification_loss(model, tokens, lengths, labels, weight if model.training else None)
+
+    return training.train(classifier, loader, val_loader, loss_fn=loss_fn, seed=seed, **settings)
+
+
+def main(argv=None):
+    """`python -m shared.classification`: label the lines that come in, one message a line."""
+    parser = argparse.ArgumentParser(prog="python -m shared.classification", description=main.__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a folder that SpamClassifier.save wrote")
+    parser.add_argument("--threshold", type=float, default=0.5, help="call it by the last label from here on")
+    args = parser.parse_args(argv)
+    try:
+        classifier = SpamClassifier.load(args.model)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    sys.stdout.reconfigure(errors="replace")
+    texts = [line.rstrip("\r\n") for line in sys.stdin]
+    for text, scores in zip(texts, classifier.predict(texts)[1][:, -1].tolist(), strict=True):
+        print(f"{classifier.labels[-1 if scores >= args.threshold else 0]}\t{scores:.4f}\t{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,229 @@
+"""What a model can do, with intervals: perplexity, multiple choice, preferences, agreement of raters.
+
+Every function that reads text takes the tokenizer, a tiktoken.Encoding, as its second argument.
+Shapes: N texts or items, n tokens.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from shared.judge import Judge, Judgement, find_judge  # noqa: F401 (a judge evaluates too)
+from shared.metrics import bootstrap, wilson
+
+
+@torch.no_grad()
+def token_losses(model, ids, stride):
+    """The loss in nats of every token but the first, each predicted once, the window moving by `stride`:
+    ids (a list) -> [len(ids) - 1]."""
+    device, C = model.token_embedding.weight.device, model.config.context_length
+    ids, losses, done = torch.tensor(ids, device=device), [], 1
+    while done < len(ids):
+        end = min(len(ids), done + (C if done == 1 else stride))
+        start = max(0, end - 1 - C)
+        hidden = model.hidden(ids[None, start : end - 1])[0, done - 1 - start :]  # only what is new
+        losses.append(F.cross_entropy(model.head(hidden).float(), ids[done:end], reduction="none"))
+        done = end
+    return torch.cat(losses).cpu()
+
+
+@torch.no_grad()
+def score_completions(model, pairs, batch_size=16):
+    """How well a model foresees completions: pairs (ids of a context, ids of its completion) -> one result for each:
+    (losses of the completion's tokens [n], which of them were the most likely choice [n]), in batches.
+
+    Of what does not fit into the context window, the oldest tokens are left out.
+    """
+    device, C, results = model.token_embedding.weight.device, model.config.context_length, [None] * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))  # alike in length: little padding
+    for first in range(0, len(pairs), batch_size):
+        group = order[first : first + batch_size]
+        rows = [(list(pairs[i][0]) + list(pairs[i][1]))[-C - 1 :] for i in group]
+        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for k, row in enumerate(rows):
+            tokens[k, : len(row)] = torch.tensor(row)
+        hidden = model.hidden(tokens[:, :-1].to(device))  # [B, T, D]
+        for k, (i, row) in enumerate(zip(group, rows, strict=True)):
+            n = min(len(pairs[i][1]), len(row) - 1)
+            targets = torch.tensor(row[len(row) - n :], device=device, dtype=torch.long)
+            logits = model.head(hidden[k, len(row) - 1 - n : len(row) - 1]).float()  # [n, V]
+            losses = F.cross_entropy(logits, targets, reduction="none").cpu()
+            results[i] = losses, (logits.argmax(dim=-1) == targets).cpu()
+    return results
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Per token, and as bits per byte, which compares across tokenizers; intervals from drawing whole texts.
+
+    `sums` [N, 3]: loss in nats, tokens and bytes of each text.
+    """
+
+    per_token: float
+    per_token_interval: tuple
+    bits_per_byte: float
+    bits_per_byte_interval: tuple
+    sums: torch.Tensor
+
+
+def perplexity(model, tokenizer, texts):
+    """`Perplexity` of texts, or of pairs (context, continuation), of which only the continuation counts.
+
+    <|endoftext|> comes first, so that the first token is predicted too. The window moves by half a context. Raises
+    ValueError where there is nothing to predict.
+    """
+    was_training, stride, sums = model.training, max(1, model.config.context_length // 2), []
+    model.eval()
+    for text in texts:
+        context, continuation = ("", text) if isinstance(text, str) else text
+        before = [tokenizer.eot_token, *tokenizer.encode_ordinary(context)]
+        ids = tokenizer.encode_ordinary(continuation)
+        if ids:
+            nats = token_losses(model, before + ids, stride)[-len(ids) :].sum().item()
+            sums.append([nats, len(ids), len(continuation.encode("utf-8"))])
+    model.train(was_training)
+    if not sums:
+        raise ValueError("there is no text to predict")
+    sums = torch.tensor(sums, dtype=torch.float64)
+
+    def per_token(rows):
+        return math.exp(rows[:, 0].sum() / rows[:, 1].sum())
+
+    def bits(rows):
+        return (rows[:, 0].sum() / rows[:, 2].sum()).item() / math.log(2)
+
+    return Perplexity(per_token(sums), bootstrap(sums, per_token), bits(sums), bootstrap(sums, bits), sums)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Multiple choice: the share that was right, Wilson's interval, what guessing gives, `right` [N], and how many
+    items lost the beginning of their query because it did not fit into the context."""
+
+    share: float
+    interval: tuple
+    chance: float
+    right: torch.Tensor
+    cut: int
+
+
+def multiple_choice(model, tokenizer, items, by="token", batch_size=16):
+    """`Choices` of items {"query", "choices", "gold"}: the choice with the largest log-likelihood after the query.
+
+    `by`: "sum" of the choice's tokens, or that divided by its "token"s or "byte"s, so that short choices win nothing
+    by being short. Raises ValueError for an item without choices, or a gold that is none of them.
+    """
+    if by not in ("sum", "token", "byte"):
+        raise ValueError(f"by is {by!r}; it must be sum, token or byte")
+    pairs, sizes = [], []
+    for i, item in enumerate(items):
+        if item["gold"] not in range(len(item["choices"])):
+            raise ValueError(f"item {i}: gold is {item['gold']}; there are {len(item['choices'])} choices")
+        query = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"])]
+        pairs += [(query, tokenizer.encode_ordinary(" " + choice)) for choice in item["choices"]]
+        sizes += [len(choice.encode("utf-8")) + 1 for choice in item["choices"]]
+    if not pairs:
+        raise ValueError("there are no items")
+    was_training, right, place = model.training, [], 0
+    model.eval()
+    scored = score_completions(model, pairs, batch_size)
+    model.train(was_training)
+    for item in items:
+        places = range(place, place := place + len(item["choices"]))
+        divide = {"sum": lambda p: 1, "token": lambda p: len(pairs[p][1]), "byte": sizes.__getitem__}[by]
+        values = [scored[p][0].sum().item() / divide(p) for p in places]
+        right.append(values.index(min(values)) == item["gold"])
+    k, n = sum(right), len(right)
+    chance = sum(1 / len(item["choices"]) for item in items) / n
+    cut = len({id(pair[0]) for pair in pairs if len(pair[0]) + len(pair[1]) > model.config.context_length + 1})
+    return Choices(k / n, wilson(k, n), chance, torch.tensor(right), cut)
+
+
+def mmlu_items(records, dev=(), shots=0, tokenizer=None, max_tokens=None):
+    """MMLU's questions (Hendrycks et al. 2021) as items for `multiple_choice`, whose choices are the letters A to D.
+
+    Each query begins with up to `shots` solved questions of its subject from `dev`: as many as fit into `max_tokens`,
+    for which `tokenizer` is needed. The item's "shots" says how many they are.
+    """
+    items, room = [], None
+    if max_tokens is not None:  # less <|endoftext|> before the query and a letter after it
+        room = max_tokens - 1 - max(len(tokenizer.encode_ordinary(f" {letter}")) for letter in "ABCD")
+    for record in records:
+        query, solved = _mmlu_question(record), [d for d in dev if d["subject"] == record["subject"]][:shots]
+        head = (
+            f"The following are multiple choice questions (with answers) about {record['subject'].replace('_', ' ')}."
+        )
+        for n in range(len(solved), -1, -1):
+            shown = "".join(f"{_mmlu_question(d)} {'ABCD'[d['gold']]}\n\n" for d in solved[:n])
+            text = f"{head}\n\n{shown}{query}"
+            if n == 0 or room is None or len(tokenizer.encode_ordinary(text)) <= room:
+                break
+        items.append({"query": text, "choices": list("ABCD"), "gold": record["gold"], "shots": n})
+    return items
+
+
+def _mmlu_question(record):
+    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", record["choices"], strict=True))
+    return f"{record['question']}{choices}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Of N pairs: how often a was better, equal, worse; the win rate, ties counting half, and its interval."""
+
+    wins: int
+    ties: int
+    losses: int
+    win_rate: float
+    interval: tuple
+
+
+def pairwise(scores_a, scores_b):
+    """`Preference` for a over b by their scores on the same entries; pairs with a None are left out.
+
+    The interval is a bootstrap over entries. Raises ValueError where no pair is left.
+    """
+    pairs = [(a, b) for a, b in zip(scores_a, scores_b, strict=True) if a is not None and b is not None]
+    if not pairs:
+        raise ValueError("there is no pair of scores to compare")
+    points = torch.tensor([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in pairs], dtype=torch.float64)
+    counts = Counter(points.tolist())
+    interval = bootstrap(points, lambda draw: draw.mean().item())
+    return Preference(counts[1.0], counts[0.5], counts[0.0], points.mean().item(), interval)
+
+
+def cohen_kappa(first, second):
+    """How far two raters agree beyond chance, on the same items (Cohen 1960): 1 is perfect, 0 is what chance gives.
+
+    Where chance would always agree (both gave one and the same label only), it is not defined: nan.
+    """
+    n = len(first)
+    if n == 0 or n != len(second):
+        raise ValueError(f"two raters must rate the same items; got {n} and {len(second)} ratings")
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    one, two = Counter(first), Counter(second)
+    expected = sum(one[label] * two[label] for label in one) / n**2
+    return math.nan if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def overlap(answer, reference):
+    """How many words two texts share: F1 over words with their counts, letter case and marks aside, from 0 to 1
+    (as for SQuAD, Rajpurkar et al. 2016)."""
+    a, b = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, reference))
+    shared = (a & b).total()
+    return 2 * shared / (a.total() + b.total()) if shared else 0.0
+
+
+def distinct_n(texts, n):
+    """Different n-grams of words in the texts together, divided by all of them (Li et al. 2016): 1 is no repetition."""
+    grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text, n=3):
+    """The share of a text's n-grams of words that stood in it before: 0 for none, near 1 for a loop."""
+    return 1 - distinct_n([text], n) if len(text.split()) >= n else 0.0

@@ -1,0 +1,287 @@
+"""Instructions in the Alpaca format: entries, prompts, batches whose loss counts the answer only, answers.
+
+An entry is a dict with `instruction`, `input` (may be empty) and `output`, all text.
+Shapes: B entries, T tokens, n tokens of one entry.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from shared.classification import LengthBuckets
+from shared.generation import generate
+from shared.readers import open_text
+from shared.text import END_OF_TEXT, valid_unicode
+from shared.training import IGNORE
+
+
+@dataclass(frozen=True)
+class Template:
+    """How an entry becomes text: `plain` has a place for {instruction}, `with_input` also for {input}.
+
+    `answer` is the mark that the prompt ends with, `end` what may stand after an answer.
+    """
+
+    plain: str
+    with_input: str
+    answer: str
+    end: str = END_OF_TEXT
+
+
+_TASK = "Below is an instruction that describes a task"
+_REQUEST = "Write a response that appropriately completes the request."
+
+# Stanford Alpaca's two prompts (Taori et al. 2023), and the form of Phi-3 (Abdin et al. 2024), whose marks are plain
+# text for GPT-2's encoding.
+ALPACA = Template(
+    f"{_TASK}. {_REQUEST}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n",
+    f"{_TASK}, paired with an input that provides further context. {_REQUEST}\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    answer="### Response:\n",
+)
+PHI3 = Template(
+    "<|user|>\n{instruction}<|end|>\n<|assistant|>\n",
+    "<|user|>\n{instruction}\n{input}<|end|>\n<|assistant|>\n",
+    answer="<|assistant|>\n",
+    end="<|end|>",
+)
+
+# The Alpaca prompt in the language that transformers' tokenizers use for conversations (Jinja).
+ALPACA_CHAT_TEMPLATE = (
+    f"{{{{ '{_TASK}. {_REQUEST}\\n\\n' }}}}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '### Response:\\n' + message['content'] + eos_token }}"
+    "{% else %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+)
+
+
+def read_entries(path):
+    """The rows of a JSON file (a list) or of a JSON lines file, plain or packed (.gz, .zst), before any check.
+
+    Raises ValueError, naming file, line and column, for what is no JSON, and for one object over several lines. An
+    object in one line is JSON lines with one row. Lines are read one by one: nothing is held beside the rows.
+    """
+    try:
+        with open_text(path) as file:
+            rows = _rows(file)
+    except (ValueError, EOFError) as error:
+        where = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{path}: {where}{getattr(error, 'msg', error)}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds one JSON {type(rows).__name__}, not a list of entries")
+    return rows
+
+
+def _rows(file):
+    blank = 0
+    while (first := file.readline()) and not first.strip():
+        blank += 1
+    if not first:
+        raise ValueError("the file is empty")
+    if first.lstrip().startswith("{"):
+        try:
+            rows = [json.loads(first)]
+        except ValueError:
+            pass  # an object that goes on: no JSON lines
+        else:
+            return rows + [_row(line, number) for number, line in enumerate(file, blank + 2) if line.strip()]
+    return json.loads("\n" * blank + first + file.read())
+
+
+def _row(line, number):
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+
+
+def check_entries(rows):
+    """Keep the usable rows: (entries, problems), a problem being (row counted from 0, what is wrong with it).
+
+    `response` may stand for `output`; a missing `input` is an empty one. Entries with the instruction and input of an
+    earlier one are left out, letter case and spacing aside.
+    """
+    entries, problems, seen = [], [], {}
+    for i, row in enumerate(rows):
+        try:
+            entry = _checked(row)
+        except ValueError as error:
+            problems.append((i, str(error)))
+            continue
+        key = tuple(" ".join(entry[field].split()).casefold() for field in ("instruction", "input"))
+        if key in seen:
+            problems.append((i, f"same instruction and input as row {seen[key]}"))
+            continue
+        seen[key] = i
+        entries.append(entry)
+    return entries, problems
+
+
+def _checked(row):
+    if not isinstance(row, dict):
+        raise ValueError(f"is {type(row).__name__}, not an object with instruction, input and output")
+    output = "response" if "output" not in row and "response" in row else "output"
+    entry = {}
+    for field, name in (("instruction", "instruction"), ("input", "input"), ("output", output)):
+        value = row.get(name)
+        if field == "input" and value is None:
+            value = ""
+        if name not in row and field != "input":
+            raise ValueError(f"has no {name}")
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {json.dumps(value)[:40]}, not text")
+        if field != "input" and not value.strip():
+            raise ValueError(f"{name} is empty")
+        entry[field] = valid_unicode(value).strip()
+    return entry
+
+
+def split_entries(entries, shares=(0.85, 0.05, 0.10), seed=0):
+    """Shuffled parts of `entries` of these shares: training, validation, test. Deduplicate first (`check_entries`)."""
+    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed)).tolist()
+    ends = [round(len(entries) * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
+    parts = [[entries[i] for i in order[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
+    if not all(parts):
+        raise ValueError(f"{len(entries)} entries are too few for parts of {shares}")
+    return parts
+
+
+def format_prompt(entry, template=ALPACA):
+    """The text that a model continues with its answer."""
+    form = template.with_input if entry.get("input") else template.plain
+    return re.sub(r"\{(instruction|input)\}", lambda place: entry[place[1]], form)  # in one go: braces in a text stay
+
+
+def extract_response(text, template=ALPACA):
+    """The answer in a text that begins with a prompt: from the answer's mark to the end, or to where a new one begins.
+
+    The first mark counts. Without any, the whole text is taken for the answer.
+    """
+    answer = text.partition(template.answer)[2] if template.answer in text else text
+    ends = f"{re.escape(template.end)}|{re.escape(END_OF_TEXT)}"
+    next_turn = r"^### (?:Instruction|Input|Response):|^<\|user\|>"  # other headings belong to the answer
+    return re.split(f"(?m){ends}|{next_turn}", answer, maxsplit=1)[0].strip()
+
+
+def encode_entry(entry, tokenizer, template=ALPACA):
+    """(ids of the prompt, ids of the answer with <|endoftext|> after it), encoded apart: the prompt's ids are then the
+    same with and without an answer."""
+    end = "" if template.end == END_OF_TEXT else template.end
+    answer = tokenizer.encode_ordinary(entry["output"] + end)
+    return tokenizer.encode_ordinary(format_prompt(entry, template)), [*answer, tokenizer.eot_token]
+
+
+class InstructionData(Dataset):
+    """Entries as (ids [n], is_answer [n]). Longer ones than `max_tokens` lose the end of their answer, and with it the
+    <|endoftext|>; where that would leave less than `min_answer` tokens of it, the whole entry is left out.
+
+    `cut` and `left_out` hold the places of those entries: nothing happens silently.
+    """
+
+    def __init__(self, entries, tokenizer, max_tokens, template=ALPACA, min_answer=8):
+        self.items, self.cut, self.left_out = [], [], []
+        for i, entry in enumerate(entries):
+            prompt, answer = encode_entry(entry, tokenizer, template)
+            room = max_tokens - len(prompt)
+            if room < min(min_answer, len(answer)):
+                self.left_out.append(i)
+                continue
+            if room < len(answer):
+                self.cut.append(i)
+            ids = torch.tensor((prompt + answer)[:max_tokens])
+            self.items.append((ids, torch.arange(len(ids)) >= len(prompt)))
+        if not self.items:
+            raise ValueError(f"none of {len(entries)} entries fits into {max_tokens} tokens")
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+    def lengths(self):
+        return [len(ids) for ids, _ in self.items]
+
+
+def pack(data, max_tokens):
+    """The items of `data` joined into rows of at most `max_tokens`, longest first, each into the fullest row that has
+    room: nearly nothing is padded, but an entry also sees those before it in its row. Raises ValueError for an item
+    that is longer."""
+    rows, by_room = [], [[] for _ in range(max_tokens + 1)]  # by_room[n]: the rows that have room for n more tokens
+    for item in sorted(data, key=lambda item: -len(item[0])):
+        n = len(item[0])
+        if n > max_tokens:
+            raise ValueError(f"an entry has {n} tokens; a row holds at most {max_tokens}")
+        room = next((room for room in range(n, max_tokens + 1) if by_room[room]), None)
+        if room is None:
+            room = max_tokens
+            rows.append([])
+            by_room[room].append(rows[-1])
+        row = by_room[room].pop()
+        row.append(item)
+        by_room[room - n].append(row)
+    return [tuple(map(torch.cat, zip(*row, strict=True))) for row in rows]
+
+
+def collate_instructions(batch, mask_prompt=True):
+    """[(ids, is_answer), ...] -> inputs [B, T], targets [B, T], one token later, each row as long as the longest.
+
+    Padding does not count (IGNORE), and with `mask_prompt` neither does the prompt, its answer mark included.
+    """
+    T = max(len(ids) for ids, _ in batch) - 1
+    inputs, targets = torch.zeros(len(batch), T, dtype=torch.long), torch.full((len(batch), T), IGNORE)
+    for i, (ids, is_answer) in enumerate(batch):
+        n = len(ids) - 1
+        inputs[i, :n] = ids[:-1]
+        targets[i, :n] = ids[1:].masked_fill(~is_answer[1:], IGNORE) if mask_prompt else ids[1:]
+    return inputs, targets
+
+
+def instruction_loader(data, batch_size, *, mask_prompt=True, shuffle=True, seed=0):
+    """Batches of `data`, an InstructionData or what `pack` made of one; shuffled ones are of like length."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def collate(batch):
+        return collate_instructions(batch, mask_prompt)
+
+    if not shuffle:
+        return DataLoader(data, batch_size=batch_size, collate_fn=collate)
+    buckets = LengthBuckets([len(ids) for ids, _ in data], batch_size, generator)
+    return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=generator)
+
+
+def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=16, template=ALPACA, **sampling):
+    """The model's answer to each entry, in their order: a list of texts. `sampling` are settings of `generate`.
+
+    Prompts of like length are answered together. One that leaves no room for an answer in the context loses its
+    oldest tokens.
+    """
+    context = model.config.context_length
+    prompts = [tokenizer.encode_ordinary(format_prompt(entry, template)) for entry in entries]
+    prompts = [ids[-max(1, context - max_new_tokens) :] for ids in prompts]
+    order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        longest = max(len(prompts[i]) for i in rows)
+        output = generate(
+            model, [prompts[i] for i in rows], max_new_tokens, eos_id=tokenizer.eot_token, **sampling
+        )  # [B, longest + new]
+        for i, new in zip(rows, output[:, longest:].tolist(), strict=True):
+            answers[i] = extract_response(template.answer + tokenizer.decode(new), template)
+    return answers
+
+
+def save_responses(path, entries, responses):
+    """Write the entries with their `model_response` as a JSON list, aside first and then renamed."""
+    if len(entries) != len(responses):
+        raise ValueError(f"there are {len(entries)} entries and {len(responses)} responses")
+    rows = [entry | {"model_response": response} for entry, response in zip(entries, responses, strict=True)]
+    aside = Path(path).with_name(Path(path).name + ".partial")
+    aside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,47 @@
+"""What is broken in lesson 4.1, and a typical wrong answer to each of its exercises."""
+
+from tests.bites import Mutation
+
+MUTATIONS = [
+    Mutation("quotes are taken away", find='label, tab, message = line.partition("\\t")',
+             replace='label, tab, message = line.replace(\'"\', "").partition("\\t")'),
+    Mutation("duplicates in other letters stay", find=".strip().casefold()", replace=".strip()"),
+    Mutation("duplicates go after the split", find="train, val, test = split(deduplicate(messages))",
+             replace="train, val, test = map(deduplicate, split(messages))"),
+    Mutation("parts overlap", find="part += group[start:end]", replace="part += group[:end]"),
+    Mutation("padding on the left", find="padding_value=pad_id)", replace='padding_value=pad_id, padding_side="left")'),
+    Mutation("an empty message has no token", find="return ids or [tokenizer.encode_single_token(END_OF_TEXT)]",
+             replace="return ids or [0]"),
+    Mutation("batches are not sorted", find="sorted(order[start : start + group], key=self.lengths.__getitem__)",
+             replace="order[start : start + group]"),
+    Mutation("the last column is read", find="hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
+             replace="hidden[:, -1]"),
+    Mutation("the first token is read", find="device=tokens.device), lengths - 1]",
+             replace="device=tokens.device), 0]"),
+    Mutation("the answers come in the order of their lengths", find="probabilities[rows] = ",
+             replace="probabilities[start : start + batch_size] = "),
+    Mutation("more than the head learns", find='"head": [classifier.head],',
+             replace='"head": [classifier.gpt.final_norm, classifier.head],'),
+    Mutation("precision and recall change places", find="tp / max(1, tp + fp), wilson(tp, tp + fp)",
+             replace="tp / max(1, tp + fn), wilson(tp, tp + fn)"),
+    Mutation("the weights forget how many labels there are", find="(n_labels * counts.float())",
+             replace="counts.float()"),
+    Mutation("the curve starts at the lenient end", find="scores.argsort(descending=True)", replace="scores.argsort()"),
+    Mutation("equal scores are told apart", find="scores[order].diff() != 0", replace="scores[order].diff() <= 0"),
+]
+
+WRONG_ANSWERS = {
+    "near_duplicates": """
+        def near_duplicates(train, test):
+            known = {re.sub(r"\\d", "0", text).casefold() for _, text in train}  # a digit more is another text
+            return sum(re.sub(r"\\d", "0", text).casefold() in known for _, text in test)
+    """,
+    "mean_pool": """
+        def mean_pool(hidden, lengths):
+            return hidden.mean(dim=1)  # padding counts
+    """,
+    "windows": """
+        def windows(ids, size, stride):
+            return [ids[i : i + size] for i in range(0, len(ids), stride)]  # goes on after the end was reached
+    """,
+}

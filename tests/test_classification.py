@@ -1,0 +1,606 @@
+"""Classification: `transformers` as the oracle, padding and batches, messages as they come, training, command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from shared.classification import (
+    LABELS,
+    LabelledTexts,
+    LengthBuckets,
+    SpamClassifier,
+    balance,
+    class_weights,
+    classification_loss,
+    collate,
+    deduplicate,
+    encode,
+    freeze_except,
+    pad,
+    parse_messages,
+    read_messages,
+    split,
+    train_classifier,
+)
+from shared.gpt import GPTConfig, GPTModel
+from shared.text import BPETokenizer
+from shared.training import evaluate
+from shared.weights import export_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+STORY = (ROOT / "shared/samples/the-lamp-room.txt").read_text(encoding="utf-8")
+CONFIG = GPTConfig(400, 48, emb_dim=32, n_heads=4, n_layers=2, drop_rate=0.1)
+TEXTS = [
+    "See you at 8 in the lamp room?", "", "FREE entry!! Txt WIN to 87121 now &lt;#&gt; &amp; claim £500", "ok",
+    "\U0001f600\U0001f389\U0001f389", " ", "漢字 naïve \u2028 and \x85 so on", "<|endoftext|>", "the " * 300,
+    'He said "no" and "never"', "\ud83d half a pair", "a\0b",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BPETokenizer().train(STORY, CONFIG.vocab_size).to_tiktoken("x")
+
+
+def make(tokenizer, config=CONFIG, labels=LABELS, seed=1):
+    """A classifier whose every number is random and counts: nothing is zero or one."""
+    torch.manual_seed(seed)
+    classifier = SpamClassifier(GPTModel(config), tokenizer, labels).eval()
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        classifier.head.weight.mul_(5)
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def classifier(tokenizer):
+    return make(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, classifier):
+    folder = tmp_path_factory.mktemp("models") / "spam_model"
+    classifier.save(folder)
+    return folder
+
+
+def easy_messages(n, seed=0):
+    """(label, text): spam speaks of a prize; every message has other words around it, and its own number."""
+    generator, words = torch.Generator().manual_seed(seed), STORY.split()[:300]
+
+    def some(k):
+        return " ".join(words[i] for i in torch.randint(300, (k,), generator=generator).tolist())
+
+    messages = []
+    for i in range(n):
+        before, after = torch.randint(0, 6, (2,), generator=generator).tolist()
+        label = LABELS[i % 2]
+        key = "you win a prize" if label == "spam" else "see you later"
+        messages.append((label, f"{some(before)} {key} {some(after)} {i}"))
+    return messages
+
+
+# --- with transformers as the oracle ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config", "labels"), [
+    (CONFIG, LABELS), (replace(CONFIG, tie_weights=False), LABELS), (replace(CONFIG, qkv_bias=False), LABELS),
+    (replace(CONFIG, n_layers=1, emb_dim=24, n_heads=2, context_length=30), ("no", "perhaps", "yes")),
+    (replace(CONFIG, vocab_size=450, n_heads=1), LABELS),  # more rows than the tokenizer has tokens
+], ids=["tied", "untied", "no qkv bias", "three labels", "larger vocabulary"])  # fmt: skip
+def test_transformers_gives_the_same_logits(tmp_path, tokenizer, config, labels):
+    transformers = pytest.importorskip("transformers")
+    ours = make(tokenizer, config, labels)
+    ours.save(tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == "GPT2ForSequenceClassification" and not theirs.training
+    assert theirs.config.id2label == dict(enumerate(labels)) and theirs.config.num_labels == len(labels)
+    assert theirs.config.label2id == {label: i for i, label in enumerate(labels)}
+    rows = [torch.tensor(encode(tokenizer, text, config.context_length)) for text in TEXTS]
+    tokens, lengths = pad(rows, theirs.config.pad_token_id)
+    assert len(set(lengths.tolist())) > 4 and lengths.max() == config.context_length
+    with torch.no_grad():
+        expected = ours(tokens, lengths)
+        assert_close(theirs(tokens).logits, expected, rtol=0, atol=1e-5)
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        assert_close(theirs(tokens, attention_mask=mask.long()).logits, expected, rtol=0, atol=1e-5)
+        for row, logits in zip(rows, expected, strict=True):
+            assert_close(theirs(row[None]).logits[0], logits, rtol=0, atol=1e-5)
+    assert expected.std() > 0.1 and len(expected.argmax(1).unique()) > 1  # logits that could differ
+
+
+def test_pipeline_of_transformers_gives_the_same_labels(folder, classifier):
+    transformers = pytest.importorskip("transformers")
+    pipe = transformers.pipeline("text-classification", model=str(folder), device="cpu")
+    texts = [text for text in TEXTS if text.strip() and "<|endoftext|>" not in text and "\ud83d half" not in text]
+    labels, probabilities = classifier.predict(texts)
+    found = pipe(texts, batch_size=3, truncation=True, top_k=None)
+    for label, scores, theirs in zip(labels, probabilities, found, strict=True):
+        theirs = {one["label"]: one["score"] for one in theirs}
+        assert max(theirs, key=theirs.get) == label
+        assert [theirs[name] for name in LABELS] == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+def test_we_load_what_transformers_saves(folder, tmp_path, classifier):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    ours = SpamClassifier.load(tmp_path)
+    assert ours.labels == LABELS
+    assert_close(ours.predict(TEXTS)[1], classifier.predict(TEXTS)[1], rtol=0, atol=1e-5)
+
+
+# --- ours, there and back --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer, tied):
+    labels = ("ham", "spam", "unsure, perhaps")
+    ours = make(tokenizer, replace(CONFIG, tie_weights=tied), labels)
+    ours.save(tmp_path / "a")
+    again = SpamClassifier.load(tmp_path / "a")
+    assert again.labels == labels and not again.training and again.tokenizer.name == "a"
+    expected = dict(ours.named_parameters())
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    assert set(expected) - {"gpt.head.weight"} == {name for name, _ in again.named_parameters()}
+    assert_close(again.predict(TEXTS)[1], ours.predict(TEXTS)[1], rtol=0, atol=1e-6)
+    again.save(tmp_path / "a")  # over the folder that it was read from
+    third = SpamClassifier.load(tmp_path / "a")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), third.parameters(), strict=True))
+    assert torch.equal(again.predict(TEXTS)[1], third.predict(TEXTS)[1])
+
+
+def test_what_is_no_classifier_is_refused(tmp_path, folder, classifier):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        SpamClassifier.load(tmp_path / "nowhere")
+    export_checkpoint(classifier.gpt, classifier.tokenizer, tmp_path / "gpt")
+    with pytest.raises(ValueError, match="gpt is no classifier.*score.weight"):
+        SpamClassifier.load(tmp_path / "gpt")
+    classifier.save(tmp_path / "mute")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "mute" / name).unlink()
+    with pytest.raises(ValueError, match="mute is no classifier.*tokenizer"):
+        SpamClassifier.load(tmp_path / "mute")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classifier.save(tmp_path / "nameless")
+    del config["id2label"]
+    (tmp_path / "nameless" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert SpamClassifier.load(tmp_path / "nameless").labels == ("LABEL_0", "LABEL_1")
+
+
+# --- the last real token, padding, batches ---------------------------------------------------------------------------
+
+
+def test_the_last_real_token_is_read(classifier):
+    tokens = torch.randint(0, CONFIG.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
+    every = classifier(tokens)
+    assert every.shape == (3, 10, 2)
+    chosen = classifier(tokens, torch.tensor([10, 1, 4]))
+    assert torch.equal(chosen, torch.stack([every[0, 9], every[1, 0], every[2, 3]]))
+    assert classifier.head.bias is None
+    hidden = classifier.gpt.hidden(tokens)
+    assert torch.equal(every, F.linear(hidden, classifier.head.weight))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_padding_and_company_change_nothing(classifier, data):
+    texts = data.draw(st.lists(st.text(max_size=60), min_size=1, max_size=9))
+    ids = [torch.tensor(encode(classifier.tokenizer, text, 48)) for text in texts]
+    extra = data.draw(st.integers(0, 48 - max(map(len, ids))))
+    pad_id = data.draw(st.integers(0, CONFIG.vocab_size - 1))
+    with torch.no_grad():
+        alone = torch.cat([classifier(row[None], torch.tensor([len(row)])) for row in ids])
+        tokens, lengths = pad(ids, pad_id)
+        together = classifier(F.pad(tokens, (0, extra), value=pad_id), lengths)
+    assert_close(together, alone, rtol=0, atol=1e-5)
+    batch_size = data.draw(st.integers(1, 10))
+    probabilities = classifier.predict(texts, batch_size=batch_size)[1]
+    assert_close(probabilities, alone.softmax(1), rtol=0, atol=1e-5)
+
+
+def test_predictions_come_in_the_order_of_the_texts(classifier):
+    texts = [TEXTS[i] for i in torch.randperm(len(TEXTS), generator=torch.Generator().manual_seed(3))] * 3
+    labels, probabilities = classifier.predict(texts, batch_size=4)
+    for text, label, row in zip(texts, labels, probabilities, strict=True):
+        alone_label, alone = classifier.predict([text])
+        assert_close(row, alone[0], rtol=0, atol=1e-5)
+        assert alone_label == [label] == [LABELS[row.argmax()]]
+    assert len(set(labels)) == 2 and probabilities.shape == (len(texts), 2)
+    assert_close(probabilities.sum(1), torch.ones(len(texts)))
+
+
+def test_nothing_to_predict(classifier):
+    labels, probabilities = classifier.predict([])
+    assert labels == [] and probabilities.shape == (0, 2)
+
+
+def test_an_empty_message_is_read_as_end_of_text(classifier):
+    end = classifier.tokenizer.eot_token
+    expected = classifier(torch.tensor([[end]]))[0].softmax(1)
+    assert_close(classifier.predict([""])[1], expected)
+    assert encode(classifier.tokenizer, "", 5) == [end]
+    assert end not in encode(classifier.tokenizer, "<|endoftext|>", 99)  # written out, it is plain text
+
+
+def test_a_long_message_is_cut_at_the_end_of_the_context(classifier):
+    context = CONFIG.context_length
+    ids = classifier.tokenizer.encode_ordinary("the lamp " * 5000 + "WIN a prize")
+    text = classifier.tokenizer.decode(ids[:context])
+    assert encode(classifier.tokenizer, "the lamp " * 5000 + "WIN a prize", context) == ids[:context]
+    long, short = classifier.predict(["the lamp " * 5000 + "WIN a prize", text])[1]
+    assert_close(long, short, rtol=0, atol=1e-6)
+
+
+def test_predict_leaves_the_mode_as_it_was_and_uses_no_dropout(tokenizer):
+    ours = make(tokenizer)
+    expected = ours.predict(TEXTS)[1]
+    ours.train()
+    assert torch.equal(ours.predict(TEXTS)[1], expected) and ours.training and ours.gpt.blocks[0].training
+    ours.eval()
+    ours.predict(TEXTS)
+    assert not ours.training and ours.predict(TEXTS)[1].requires_grad is False
+
+
+# --- messages in and out ---------------------------------------------------------------------------------------------
+
+
+def test_lines_become_messages():
+    text = (
+        '\ufeffham\tHi "there", you & I\r\n\n   \nspam\tWIN &lt;b&gt; now\t\tcall\nham\tline\u2028one\x85two\x0cthree\n'
+        "ham\t\nspam\t\U0001f600\n"
+    )
+    assert parse_messages(text) == [
+        ("ham", 'Hi "there", you & I'), ("spam", "WIN &lt;b&gt; now\t\tcall"), ("ham", "line\u2028one\x85two\x0cthree"),
+        ("ham", ""), ("spam", "\U0001f600"),
+    ]  # fmt: skip
+    assert parse_messages("yes\ta\nno\tb", labels=("no", "yes")) == [("yes", "a"), ("no", "b")]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(LABELS), st.text(st.characters(exclude_characters="\r\n"), max_size=20)),
+                min_size=1), st.sampled_from(["\n", "\r\n"]))  # fmt: skip
+def test_what_was_written_is_read(messages, end):
+    assert parse_messages(end.join(f"{label}\t{text}" for label, text in messages)) == messages
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ("ham\thello\nspam\n", r"line 2 has no tab.*'spam'"),
+    ("ham\tx\n\n\nham hello", "line 4 has no tab"),
+    ("ham,hello there\nspam,win\n", "line 1 has no tab.*CSV"),
+    ('label,"text"\nham,"a"', "line 1 has no tab.*CSV"),
+    ("ham\ta\r\nSpam\tb\r\n", "line 2: the label is 'Spam'; it must be one of ham, spam"),
+    ("\ta", "line 1: the label is ''"),
+    ("", "the text is empty"), (" \n\r\n\t\n", "the text is empty"), ("\ufeff", "the text is empty"),
+])  # fmt: skip
+def test_a_wrong_line_is_named(text, match):
+    with pytest.raises(ValueError, match=match):
+        parse_messages(text)
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def test_files_are_read(tmp_path, capsys):
+    expected = [("ham", "café £5"), ("spam", "WIN")]
+    assert read_messages(write(tmp_path / "a.tsv", "ham\tcafé £5\nspam\tWIN\n")) == expected
+    assert read_messages(write(tmp_path / "b.txt", "\ufeffham\tcafé £5\r\nspam\tWIN\r\n")) == expected
+    assert capsys.readouterr().out == ""
+    file = write(tmp_path / "c.tsv", "ham\tok\nham\tcafé £5\nspam\tWIN".encode("cp1252"))
+    assert read_messages(file) == [("ham", "ok"), *expected]
+    said = capsys.readouterr().out
+    assert str(file) in said and "line 2" in said and "Windows-1252" in said and said.count("\n") == 1
+
+
+def test_csv_files_are_read(tmp_path):
+    text = 'label,message\r\nham,"Hi, ""you"" there"\r\n\r\nspam,"two\nlines"\r\nham,plain\r\n'
+    expected = [("ham", 'Hi, "you" there'), ("spam", "two lines"), ("ham", "plain")]
+    assert read_messages(write(tmp_path / "a.csv", text)) == expected
+    assert read_messages(write(tmp_path / "b.CSV", text.split("\r\n", 1)[1].encode("utf-8-sig"))) == expected
+    assert read_messages(write(tmp_path / "c.csv", "v1,v2,,,\nham,hello,,,\nspam,\"win, or\",lose,,\n")) == [
+        ("ham", "hello"), ("spam", "win, or,lose")]  # fmt: skip
+    assert read_messages(write(tmp_path / "d.csv", "ham,see you, later\nspam,\n")) == [  # nothing is lost
+        ("ham", "see you, later"), ("spam", "")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "match"), [
+    ("a.tsv", "ham\ta\nspam b\n", "a.tsv: line 2 has no tab"),
+    ("b.tsv", "ham,a\nspam,b\n", "b.tsv: line 1 has no tab.*CSV"),
+    ("c.csv", 'label,text\nham,a\n\nham,"two\nlines"\nsapm,b\n', "c.csv: line 6: the label is 'sapm'"),
+    ("d.csv", "label,text\nham,a\nspam\n", "d.csv: line 3 has no tab"),
+    ("e.csv", "ham,a\rb\nspam,c", "e.csv: line 2 has no tab"),
+    ("f.csv", "ham,b\nham," + "a" * 200_000, "f.csv: line 2: "),
+    ("f.csv", 'ham,b\nham,"a quote that is not closed\nspam,c\n', "f.csv: line 3: "),
+    ("f.csv", 'ham,b\nspam,"a" and "b"\n', "f.csv: line 2: "),
+    ("g.tsv", "", "g.tsv: there is no message"),
+    ("h.csv", "label,text\n", "h.csv: there is no message"),
+    ("i.tsv", "ham\thello\n".encode("utf-16"), "i.tsv: "),
+    ("j.tsv", b"\x89PNG\r\n\x1a\n\0\0\xff\x81", "j.tsv: line 1 has no tab"),
+])  # fmt: skip
+def test_a_wrong_file_is_named(tmp_path, name, content, match):
+    with pytest.raises(ValueError, match=match):
+        read_messages(write(tmp_path / name, content))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.tsv"):
+        read_messages(tmp_path / "nothing.tsv")
+
+
+def test_duplicates_go():
+    messages = [("ham", "Hi  there"), ("spam", "WIN"), ("ham", " hi THERE\u00a0"), ("spam", "win!"), ("ham", "win"),
+                ("ham", "Straße"), ("ham", "STRASSE")]  # fmt: skip
+    assert deduplicate(messages) == [messages[i] for i in (0, 1, 3, 5)]
+    assert deduplicate([]) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(10, 80), st.integers(10, 80), st.integers(0, 5))
+def test_split_is_stratified(n_ham, n_spam, seed):
+    messages = [("ham", f"a{i}") for i in range(n_ham)] + [("spam", f"b{i}") for i in range(n_spam)]
+    parts = split(messages, seed=seed)
+    assert sorted(sum(parts, [])) == sorted(messages)  # every message once: none stands in two parts
+    for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
+        counts = Counter(label for label, _ in part)
+        assert abs(counts["ham"] - share * n_ham) <= 1 and abs(counts["spam"] - share * n_spam) <= 1
+    assert split(messages, seed=seed) == parts and split(messages, seed=seed + 1) != parts
+
+
+def test_split_shuffles():
+    messages = [(LABELS[i >= 50], str(i)) for i in range(100)]
+    first, second = split(messages, shares=(1, 1))
+    assert first != sorted(first, key=messages.index) and len(first) == len(second) == 50
+    switches = sum(a[0] != b[0] for a, b in zip(first, first[1:], strict=False))
+    assert switches > 10  # the labels are mixed, too
+
+
+@pytest.mark.parametrize(("messages", "match"), [
+    ([("ham", str(i)) for i in range(50)], "0 messages of 'spam'"),
+    ([("spam", str(i)) for i in range(50)], "0 messages of 'ham'"),
+    ([("ham", str(i)) for i in range(50)] + [("spam", "x")], "1 messages of 'spam'"),
+    ([], "0 messages of 'ham'"),
+])  # fmt: skip
+def test_a_class_that_is_missing_or_too_rare_is_named(messages, match):
+    with pytest.raises(ValueError, match=match):
+        split(messages)
+
+
+def test_other_labels_can_be_split():
+    messages = [(label, f"{label}{i}") for label in ("no", "perhaps", "yes") for i in range(10)]
+    assert [len(part) for part in split(messages, labels=("no", "perhaps", "yes"))] == [21, 3, 6]
+
+
+def test_balance_draws_as_many_of_each():
+    messages = [(LABELS[i % 5 == 0], str(i)) for i in range(100)]
+    kept = balance(messages)
+    assert Counter(label for label, _ in kept) == {"ham": 20, "spam": 20}
+    assert kept == sorted(set(kept), key=messages.index) and set(kept) <= set(messages)
+    assert balance(messages) == kept != balance(messages, seed=1)
+    assert balance(kept) == kept
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_dataset_and_collate(tokenizer):
+    data = LabelledTexts([("spam", "the lamp room"), ("ham", ""), ("ham", "x" * 500)], tokenizer, 20)
+    assert len(data) == 3 and data.labels.tolist() == [1, 0, 0]
+    tokens, lengths, labels = collate([data[i] for i in range(3)])
+    assert tokens.shape == (3, 20) and lengths.tolist()[1:] == [1, 20] and labels.tolist() == [1, 0, 0]
+    assert tokenizer.decode(tokens[0, : lengths[0]].tolist()) == "the lamp room"
+    assert tokens[0, lengths[0] :].sum() == tokens[1, 1:].sum() == 0
+    short = collate([data[0], data[1]])[0]
+    assert short.shape[1] == lengths[0] < 20  # as long as the longest of its batch, not of all
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 9))
+def test_every_number_comes_once_in_a_pass(lengths, batch_size):
+    buckets = LengthBuckets(lengths, batch_size, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        batches = list(buckets)
+        assert len(batches) == len(buckets) and max(map(len, batches)) <= batch_size
+        assert sorted(sum(batches, [])) == list(range(len(lengths)))
+
+
+def test_buckets_pad_little_and_shuffle():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 100, (4000,), generator=generator).tolist()
+
+    def padding(batches):
+        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) / sum(lengths) - 1
+
+    buckets = LengthBuckets(lengths, 16, generator)
+    first, second = list(buckets), list(buckets)
+    order = torch.randperm(4000, generator=generator).tolist()
+    plain = padding([order[i : i + 16] for i in range(0, 4000, 16)])
+    assert padding(first) < 0.1 * plain and plain > 0.5
+    assert first != second and {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
+    longest = [max(lengths[i] for i in batch) for batch in first]
+    assert longest != sorted(longest)  # short and long batches in turn
+    generator.manual_seed(7)
+    again = list(buckets)
+    assert again == list(LengthBuckets(lengths, 16, torch.Generator().manual_seed(7)))
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["head", "last_block", "all"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_what_should_learn_moves(tokenizer, what, tied):
+    ours = make(tokenizer, replace(CONFIG, tie_weights=tied))
+    before = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
+    n = freeze_except(ours, what)
+    train_classifier(ours, easy_messages(16), batch_size=16, lr=1e-2, weight_decay=0.0, progress=False)
+    moved = {name for name, parameter in ours.named_parameters() if not torch.equal(parameter, before[name])}
+    prefixes = {"head": ("head.",), "last_block": ("head.", "gpt.blocks.1.", "gpt.final_norm."), "all": ("",)}[what]
+    expected = {name for name in before if name.startswith(prefixes)} - {"gpt.head.weight"}
+    assert moved == expected
+    learning = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert learning - {"gpt.head.weight"} == expected
+    assert n == sum(before[name].numel() for name in learning)
+
+
+def test_freezing_can_be_undone_and_a_wrong_name_changes_nothing(tokenizer):
+    ours = make(tokenizer)
+    assert freeze_except(ours, "head") == 2 * CONFIG.emb_dim
+    with pytest.raises(ValueError, match="'last_layer' is not one of head, last_block, all"):
+        freeze_except(ours, "last_layer")
+    assert sum(p.requires_grad for p in ours.parameters()) == 1
+    assert freeze_except(ours, "all") == sum(p.numel() for p in ours.parameters())
+    assert all(p.requires_grad for p in ours.parameters())
+
+
+def test_class_weights_make_labels_count_alike():
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    weights = class_weights(labels, 2)
+    assert weights.tolist() == pytest.approx([100 / 180, 5.0])
+    assert 90 * weights[0] == pytest.approx(10 * weights[1].item()) and weights[labels].mean() == pytest.approx(1.0)
+    oracle = pytest.importorskip("sklearn.utils.class_weight")
+    theirs = oracle.compute_class_weight("balanced", classes=labels.unique().numpy(), y=labels.numpy())
+    assert weights.tolist() == pytest.approx(theirs.tolist())
+    with pytest.raises(ValueError, match="label number 1 does not occur"):
+        class_weights(torch.zeros(5, dtype=torch.long), 2)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.3, 4.0])])
+def test_loss_is_cross_entropy_at_the_last_token(classifier, weight):
+    tokens, lengths, labels = collate([LabelledTexts(easy_messages(7), classifier.tokenizer, 48)[i] for i in range(7)])
+    ours = classification_loss(classifier, tokens, lengths, labels, weight)
+    logits = torch.stack([classifier(row[None, :n])[0, -1] for row, n in zip(tokens, lengths, strict=True)])
+    assert_close(ours, F.cross_entropy(logits, labels, weight=weight))
+    each = -logits.log_softmax(1)[torch.arange(7), labels]
+    w = torch.ones(7) if weight is None else weight[labels]
+    assert_close(ours, (w * each).sum() / w.sum())
+
+
+OPTIONS = dict(epochs=6, lr=3e-3, warmup_steps=5, weight_decay=0.01, eval_every=20, progress=False)
+
+
+def fine_tune(tokenizer, **options):
+    classifier = make(tokenizer, replace(CONFIG, drop_rate=0.1), seed=5)
+    torch.manual_seed(3)
+    history = train_classifier(classifier, easy_messages(256), easy_messages(50, seed=1), **OPTIONS | options)
+    return classifier, history
+
+
+def test_an_easy_task_is_learned_and_learned_the_same_again(tokenizer):
+    classifier, history = fine_tune(tokenizer)
+    unseen = easy_messages(100, seed=9)
+    assert classifier.predict([text for _, text in unseen])[0] == [label for label, _ in unseen]
+    untrained = fine_tune(tokenizer, epochs=1, lr=0.0)[0].predict([text for _, text in unseen])[0]
+    assert sum(a == b for a, (b, _) in zip(untrained, unseen, strict=True)) < 80
+    assert history.steps_done == 6 * 16 and history.val_loss[-1] < 0.1 < history.train_loss[0]
+    again, second = fine_tune(tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(classifier.parameters(), again.parameters(), strict=True))
+    assert second.val_loss == history.val_loss
+    other, _ = fine_tune(tokenizer, seed=1)
+    assert not torch.equal(classifier.head.weight, other.head.weight)
+
+
+def test_the_validation_loss_is_the_plain_mean(tokenizer):
+    weights = torch.tensor([1.0, 9.0])
+    classifier, history = fine_tune(tokenizer, epochs=1, weights=weights)
+    data = LabelledTexts(easy_messages(50, seed=1), tokenizer, 48)
+    expected = evaluate(classifier, [collate([data[i]]) for i in range(50)], classification_loss)
+    assert history.val_loss[-1] == pytest.approx(expected, abs=1e-5)
+    plain = fine_tune(tokenizer, epochs=1)[0]
+    texts = [text for _, text in easy_messages(50, seed=1)]
+    assert classifier.predict(texts)[1][:, 1].mean() > plain.predict(texts)[1][:, 1].mean()  # spam counts for more
+
+
+def test_training_without_validation_or_without_messages(tokenizer):
+    _, history = fine_tune(tokenizer, epochs=1)
+    classifier = make(tokenizer)
+    history = train_classifier(classifier, easy_messages(20), batch_size=8, progress=False)
+    assert history.steps_done == 3 and history.val_loss == [None]
+    with pytest.raises(ValueError, match="nothing to train"):
+        train_classifier(classifier, [], easy_messages(20), progress=False)
+
+
+@pytest.mark.parametrize("what", ["all", "last_block"])
+def test_a_broken_run_goes_on_bit_for_bit(tokenizer, tmp_path, what):
+    def run(stop_after=None, **options):
+        classifier = make(tokenizer, seed=5)
+        freeze_except(classifier, what)
+        torch.manual_seed(3)
+        if stop_after:
+            hooks = []
+
+            def count(*_):
+                hooks.append(1)
+                if len(hooks) > stop_after:
+                    raise RuntimeError("power cut")
+
+            classifier.head.register_forward_hook(count)
+        history = train_classifier(classifier, easy_messages(100), **OPTIONS | {"epochs": 3} | options)
+        return classifier, history
+
+    unbroken, history = run()
+    file = tmp_path / "c.safetensors"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(stop_after=11, checkpoint=file, checkpoint_every=9)  # in the middle of the second pass
+    resumed, second = run(checkpoint=file, checkpoint_every=9, resume=True)
+    assert second.steps_done == history.steps_done == 21
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True))
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def run(*args, stdin=b"", **environment):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-m", "shared.classification", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, env=environment)
+
+
+def test_lines_are_labelled(folder, classifier):
+    texts = [text for text in TEXTS if "\ud83d half" not in text]
+    labels, probabilities = classifier.predict(texts)
+    scores = probabilities[:, 1].tolist()
+    done = run(folder, stdin="\r\n".join(texts).encode("utf-8-sig") + b"\n")
+    assert done.returncode == 0 and done.stderr == b""
+    rows = [line.split("\t", 2) for line in done.stdout.decode("utf-8").replace("\r\n", "\n").split("\n")]
+    assert rows.pop() == [""] and [row[0] for row in rows] == labels and [row[2] for row in rows] == texts
+    assert [float(row[1]) for row in rows] == pytest.approx(scores, abs=1e-4)
+    middle = sum(sorted(scores)[-2:]) / 2  # only one is above it
+    done = run(folder, "--threshold", middle, stdin="\n".join(texts).encode("utf-8"))
+    assert Counter(line.split("\t")[0] for line in done.stdout.decode("utf-8").split("\n") if line) == {
+        "ham": len(texts) - 1, "spam": 1}  # fmt: skip
+
+
+def test_odd_bytes_and_a_narrow_terminal(folder):
+    """Bytes that are no UTF-8 are read as U+FFFD, and what the terminal cannot show becomes a question mark."""
+    odd = b"caf\xe9 \xff\xfe\n" + "naïve\n\0\n漢字\n".encode()
+    done = run(folder, stdin=odd, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert done.returncode == 0 and done.stderr == b""
+    lines = done.stdout.decode("latin-1").replace("\r\n", "\n").split("\n")
+    assert [line.split("\t")[2] for line in lines[:-1]] == ["caf? ??", "naïve", "\0", "??"]
+
+
+def test_no_input_gives_no_output(folder):
+    done = run(folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_wrong_folder_gives_one_sentence(tmp_path):
+    done = run(tmp_path / "nowhere", stdin=b"hello\n")
+    assert done.returncode == 1 and done.stdout == b""
+    said = done.stderr.decode("utf-8")
+    assert "nowhere" in said and "config.json" in said and "Traceback" not in said and said.count("\n") == 1
