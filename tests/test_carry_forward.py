@@ -27,6 +27,14 @@ NOT_TAUGHT = {
     "shared/weights.py:export_checkpoint": "published_tensors and settings for other programs; lesson 3.5 uses it",
     "shared/weights.py:from_tiktoken": "the way back to lesson 1.1's tokenizer, for export_checkpoint",
     "shared/weights.py:main": "a command line",
+    "shared/judge.py:JudgeError": "the error of servers that cannot be asked",
+    "shared/judge.py:ollama": "one server's interface: operation; lesson 5.2 uses it",
+    "shared/judge.py:openai_compatible": "one server's interface: operation; lesson 5.2 uses it",
+    "shared/judge.py:in_process": "generate as a judge's voice: three lines; lesson 5.2 names it",
+    "shared/judge.py:find_judge": "looks for a server: operation; lesson 5.2 uses it",
+    "shared/instructions.py:read_entries": "files of several forms and their errors; lesson 5.1 takes parsed rows",
+    "shared/classification.py:read_messages": "a file's encoding and CSV; lesson 4.1 builds parse_messages",
+    "shared/classification.py:main": "a command line",
 }
 
 

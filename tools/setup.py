@@ -23,7 +23,8 @@ OLDEST = (3, 11)
 COURSE = "requirements.txt"
 TESTS = "tests/requirements.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index of builds without CUDA
-IMPORTED_AS = {"pytest-xdist": "xdist", "latex2mathml": None}  # where the module has another name; None: can be missing
+# where the module has another name; None: can be missing
+IMPORTED_AS = {"scikit-learn": "sklearn", "pytest-xdist": "xdist", "latex2mathml": None}
 
 
 class SetupError(Exception):
