@@ -16,7 +16,7 @@ from shared.classification import LengthBuckets
 from shared.generation import generate
 from shared.readers import open_text
 from shared.text import END_OF_TEXT, valid_unicode
-from shared.training import IGNORE
+from shared.training import IGNORE, LinearCrossEntropy
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Template:
 
 
 _TASK = "Below is an instruction that describes a task"
+_INPUT = ", paired with an input that provides further context"
 _REQUEST = "Write a response that appropriately completes the request."
 
 # Stanford Alpaca's two prompts (Taori et al. 2023), and the form of Phi-3 (Abdin et al. 2024), whose marks are plain
 # text for GPT-2's encoding.
 ALPACA = Template(
     f"{_TASK}. {_REQUEST}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n",
-    f"{_TASK}, paired with an input that provides further context. {_REQUEST}\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    f"{_TASK}{_INPUT}. {_REQUEST}\n\n### Instruction:\n{{instruction}}\n\n### Input:\n{{input}}\n\n### Response:\n",
     answer="### Response:\n",
 )
 PHI3 = Template(
@@ -50,9 +50,12 @@ PHI3 = Template(
     end="<|end|>",
 )
 
-# The Alpaca prompt in the language that transformers' tokenizers use for conversations (Jinja).
+# The Alpaca prompt in the language that transformers' tokenizers use for conversations (Jinja). A message may end with
+# an input, after a line "### Input:"; the first message decides on the first sentence.
 ALPACA_CHAT_TEMPLATE = (
-    f"{{{{ '{_TASK}. {_REQUEST}\\n\\n' }}}}"
+    f"{{{{ '{_TASK}' }}}}"
+    f"{{% if '### Input:\\n' in messages[0]['content'] %}}{{{{ '{_INPUT}' }}}}{{% endif %}}"
+    f"{{{{ '. {_REQUEST}\\n\\n' }}}}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '### Response:\\n' + message['content'] + eos_token }}"
     "{% else %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}{% endif %}"
@@ -256,15 +259,25 @@ def instruction_loader(data, batch_size, *, mask_prompt=True, shuffle=True, seed
     return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=generator)
 
 
+def answer_loss(model, inputs, targets):
+    """`next_token_loss`, with logits for the targets that count only: inputs, targets [B, T] -> [].
+
+    Four of five targets are prompt or padding; at the head, with its V outputs, that is most of the work.
+    """
+    counts = targets != IGNORE  # [B, T]
+    weight = model.head.weight if torch.is_grad_enabled() else model.head.weight.detach()
+    return LinearCrossEntropy.apply(model.hidden(inputs)[counts], weight, targets[counts], 512)
+
+
 def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=16, template=ALPACA, **sampling):
     """The model's answer to each entry, in their order: a list of texts. `sampling` are settings of `generate`.
 
-    Prompts of like length are answered together. One that leaves no room for an answer in the context loses its
-    oldest tokens.
+    Prompts of like length are answered together. One that leaves less room in the context than 32 tokens (or
+    `max_new_tokens`, if that is less) loses its oldest tokens.
     """
     context = model.config.context_length
     prompts = [tokenizer.encode_ordinary(format_prompt(entry, template)) for entry in entries]
-    prompts = [ids[-max(1, context - max_new_tokens) :] for ids in prompts]
+    prompts = [ids[-max(1, context - min(max_new_tokens, 32)) :] for ids in prompts]
     order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

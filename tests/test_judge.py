@@ -1,0 +1,472 @@
+"""The judge, against a local server that answers well, slowly, wrongly, in prose, and not at all."""
+
+import json
+import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from shared import judge as module
+from shared.gpt import GPTConfig
+from shared.judge import (
+    COMPARISON,
+    RUBRIC,
+    Judge,
+    JudgeError,
+    Judgement,
+    find_judge,
+    in_process,
+    ollama,
+    openai_compatible,
+)
+from shared.text import BPETokenizer
+from tests.test_attention_and_gpt import lively
+
+ENTRY = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
+GOOD = '{"reason": "It is a colour.", "score": 4}'
+
+
+class Server:
+    """Both interfaces. `said` is a list of answers, one for each request; the last one stays. `log` holds requests."""
+
+    def __init__(self):
+        self.said, self.models, self.log = [reply(GOOD)], ["judge-7b", "other"], []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.log.append((self.path, None, dict(self.headers)))
+                if self.path != "/api/tags" or outer.models is None:
+                    self.send_error(404)
+                    return
+                models = outer.models if isinstance(outer.models, dict) else {
+                    "models": [{"name": name} for name in outer.models]
+                }  # fmt: skip
+                send(self, json.dumps(models))
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.log.append((self.path, body, dict(self.headers)))
+                answer = outer.said.pop(0) if len(outer.said) > 1 else outer.said[0]
+                if self.path not in ("/api/chat", "/v1/chat/completions"):
+                    self.send_error(404)
+                    return
+                try:
+                    answer(self)
+                except OSError:  # the client has gone
+                    pass
+
+            def log_message(self, *args):
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.httpd.daemon_threads, self.httpd.block_on_close = True, False
+        self.port = self.httpd.server_address[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def prompts(self):
+        return [body["messages"][-1]["content"] for _, body, _ in self.log if body]
+
+
+def send(handler, text, status=200):
+    raw = text.encode("utf-8") if isinstance(text, str) else text
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(raw)))
+    handler.end_headers()
+    handler.wfile.write(raw)
+
+
+def reply(text):
+    """A whole answer of either interface, with `text` as what the model said."""
+
+    def answer(handler):
+        message = {"role": "assistant", "content": text}
+        if handler.path == "/api/chat":
+            send(handler, json.dumps({"model": "judge-7b", "message": message, "done": True}))
+        else:
+            send(handler, json.dumps({"choices": [{"index": 0, "message": message}]}))
+
+    return answer
+
+
+def raw(text, status=200):
+    return lambda handler: send(handler, text, status)
+
+
+def slow(seconds):
+    def answer(handler):
+        time.sleep(seconds)
+        reply(GOOD)(handler)
+
+    return answer
+
+
+def broken_off(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"mess')
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.httpd.shutdown()
+    server.httpd.server_close()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    for name in ("LLM_JUDGE_URL", "LLM_JUDGE_MODEL", "LLM_JUDGE_KEY", "OLLAMA_HOST", *proxies):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+
+@pytest.fixture(params=["ollama", "openai"])
+def ask(request, server):
+    return asker(request.param, server.address)
+
+
+def asker(kind, address, timeout=5):
+    if kind == "ollama":
+        return ollama("judge-7b", address, timeout)
+    return openai_compatible("judge-7b", address + "/v1", timeout=timeout)
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def canned(*replies):
+    """An `ask` that gives these replies in turn, the last one again and again, and remembers the prompts."""
+    left = list(replies)
+
+    def ask(prompt):
+        ask.prompts.append(prompt)
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    ask.prompts = []
+    return ask
+
+
+# --- servers ---------------------------------------------------------------------------------------------------------
+
+
+def test_ollama_is_asked_at_temperature_zero(server):
+    assert ollama("judge-7b", server.address)("Hello {x} 漢字") == GOOD
+    [(path, body, _)] = server.log
+    assert path == "/api/chat" and body["model"] == "judge-7b" and body["stream"] is False
+    assert body["messages"] == [{"role": "user", "content": "Hello {x} 漢字"}]
+    assert body["options"]["temperature"] == 0 and body["options"]["seed"] == 0
+
+
+@pytest.mark.parametrize("ending", ["/v1", "/v1/"])
+@pytest.mark.parametrize("key", [None, "secret"])
+def test_openai_compatible_is_asked_at_temperature_zero(server, ending, key):
+    assert openai_compatible("judge-7b", server.address + ending, key)("Hello") == GOOD
+    [(path, body, headers)] = server.log
+    assert path == "/v1/chat/completions" and body["model"] == "judge-7b" and body["temperature"] == 0
+    assert body["messages"] == [{"role": "user", "content": "Hello"}]
+    assert headers.get("Authorization") == ("Bearer secret" if key else None)
+
+
+def test_judge_on_a_server(ask):
+    assert Judge(ask, "judge-7b").score(ENTRY, "Red.") == Judgement(4, "It is a colour.")
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_slow_server(server, kind):
+    server.said = [slow(1.0)]
+    started = time.monotonic()
+    with pytest.raises(JudgeError, match=f"http://127.0.0.1:{server.port}/.*[Tt]imed? ?out"):
+        Judge(asker(kind, server.address, timeout=0.2), "judge-7b").score(ENTRY, "Red.")
+    assert time.monotonic() - started < 0.9
+
+
+@pytest.mark.parametrize(("answer", "message"), [
+    (raw("model 'judge-7b' not found", 404), "answered 404: model 'judge-7b' not found"),
+    (raw("x" * 5000, 500), "answered 500: x{200}$"),
+    (raw("", 503), "answered 503"),
+    (raw("<html>busy</html>"), "JSON"), (raw(""), "JSON"), (raw(b"\xff\xfe\xfd"), "."),
+    (raw("{}"), "gave no answer that can be read"), (raw("[]"), "gave no answer that can be read"),
+    (raw("null"), "gave no answer that can be read"), (raw('"text"'), "gave no answer that can be read"),
+    (raw('{"message": {}, "choices": []}'), "gave no answer that can be read"),
+    (raw('{"message": "hi", "choices": [{"message": "hi"}]}'), "gave no answer that can be read"),
+    (raw('{"message": null, "choices": null}'), "gave no answer that can be read"),
+    (reply(7), "gave int where text belongs"), (reply(None), "gave NoneType where text belongs"),
+    (reply([{"type": "text", "text": "4"}]), "gave list where text belongs"),
+    (reply({"score": 4}), "gave dict where text belongs"),
+    (broken_off, "."),
+])  # fmt: skip
+def test_server_that_answers_wrongly(server, ask, answer, message):
+    server.said = [answer]
+    with pytest.raises(JudgeError, match=message) as caught:
+        Judge(ask, "judge-7b").score(ENTRY, "Red.")
+    assert str(caught.value).startswith(server.address) and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_no_server_at_all(kind):
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(JudgeError, match=f"^{address}.*[Rr]efused|^{address}.*ConnectionError") as caught:
+        asker(kind, address)("Hello")
+    assert isinstance(caught.value, OSError)
+
+
+@pytest.mark.parametrize("address", ["localhost", "", "http://", "ftp://127.0.0.1"])
+def test_address_that_is_none(address):
+    with pytest.raises(JudgeError):
+        ollama("judge-7b", address)("Hello")
+
+
+# --- what the model said ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [
+    GOOD, f"  {GOOD}\n", f"```json\n{GOOD}\n```", f"Here is my judgement:\n\n{GOOD}\n\nI hope it helps {{you}}.",
+    '{"score": 4, "reason": "It is a colour."}', '{"reason": "It is a colour.", "score": "4"}',
+    '{"reason": "It is a colour.", "score": 4.0}', '{"reason": "It is a colour.", "score": " 4 "}',
+    f"The set {{a, b}} is {{}} and {{not JSON}}. {GOOD}", f'{{"result": {GOOD}}}', f"[{GOOD}]",
+    f"Reply with {{\"reason\": \"<one sentence>\", \"score\": <1 to 5>}}: {GOOD}",
+    json.dumps(json.loads(GOOD), indent=4),
+    '{"reason": "It is a colour.", "score": 4, "more": [{"score": 1}]}',
+], ids=range(14))  # fmt: skip
+def test_verdict_is_found(text):
+    ask = canned(text)
+    assert Judge(ask, "x").score(ENTRY, "Red.") == Judgement(4, "It is a colour.")
+    assert len(ask.prompts) == 1
+
+
+@pytest.mark.parametrize("text", [
+    "I would say a four.", "", "4", "4/5", '{"reason": "Good.", "score": 7}', '{"reason": "Good.", "score": 0}',
+    '{"score": "four"}', '{"score": "4/5"}', '{"score": 4.5}', '{"score": null}', '{"score": true}', '{"score": [4]}',
+    '{"score": {"value": 4}}', '{"score": -4}', '{"score": NaN}', '{"score": Infinity}', '{"reason": "Good."}',
+    '{"score": 4', "{" * 500, '{"a":' * 3000, '{"score": 1' + "0" * 400 + "}", '{"better": "A"}', "[4]",
+], ids=range(23))  # fmt: skip
+def test_without_a_verdict_it_asks_once_more_and_then_gives_none(text):
+    ask = canned(text)
+    assert Judge(ask, "x").score(ENTRY, "Red.") == Judgement(None, text)
+    assert len(ask.prompts) == 2 and ask.prompts[1].startswith(ask.prompts[0])
+    assert ask.prompts[1].endswith("Only the JSON object, nothing else.")
+    again = canned(text, GOOD)
+    assert Judge(again, "x").score(ENTRY, "Red.") == Judgement(4, "It is a colour.")
+    assert len(again.prompts) == 2
+
+
+@pytest.mark.parametrize("score", [1, 2, 3, 4, 5])
+def test_every_score(score):
+    found = Judge(canned(json.dumps({"reason": "r", "score": score})), "x").score(ENTRY, "Red.")
+    assert found == Judgement(score, "r") and type(found.score) is int
+
+
+@pytest.mark.parametrize(("reason", "said"), [("", ""), (None, "None"), (5, "5"), ("a\n{b}", "a\n{b}")])
+def test_reason_is_always_text(reason, said):
+    assert Judge(canned(json.dumps({"reason": reason, "score": 2})), "x").score(ENTRY, "Red.").reason == said
+    assert Judge(canned('{"score": 2}'), "x").score(ENTRY, "Red.") == Judgement(2, "")
+
+
+@pytest.mark.parametrize("text", ["{", "}", "{output}", "{0}", "{{x}}", "{answer}", "%s", '{"score": 5}', "", "\\1"])
+def test_braces_in_texts_reach_the_judge_as_they_are(text):
+    entry, ask = {"instruction": f"I{text}", "input": f"N{text}", "output": f"O{text}"}, canned(GOOD)
+    assert Judge(ask, "x").score(entry, f"Y{text}").score == 4
+    for line in (f"Instruction: I{text}\n", f"Input: N{text}\n", f"Reference answer: O{text}\n",
+                 f"Answer to grade: Y{text}\n"):  # fmt: skip
+        assert ask.prompts[0].count(line) == 1
+    assert ask.prompts[0].endswith('{"reason": "<one sentence>", "score": <1 to 5>}')
+    ask = canned('{"better": "tie"}')
+    assert Judge(ask, "x").compare(entry, f"Y{text}", f"Z{text}") == 0.5
+    assert f"Answer A: Y{text}\nAnswer B: Z{text}\n" in ask.prompts[0]
+    assert f"Answer A: Z{text}\nAnswer B: Y{text}\n" in ask.prompts[1]
+
+
+def test_forms_say_where_there_is_no_input():
+    ask = canned(GOOD)
+    for entry in (ENTRY, {"instruction": "Name a colour.", "output": "Blue."}, ENTRY | {"input": None}):
+        Judge(ask, "x").score(entry, "Red.")
+    assert len(set(ask.prompts)) == 1 and "Input: (none)\n" in ask.prompts[0]
+    for form in (RUBRIC, COMPARISON):
+        assert all(f"{{{name}}}" in form for name in ("instruction", "input", "output"))
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def prefers(rule):
+    """A judge that reads the two answers out of the comparison and says which is better: rule(A, B)."""
+
+    def ask(prompt):
+        ask.n += 1
+        a = prompt.split("\nAnswer A: ")[1].split("\nAnswer B: ")[0]
+        b = prompt.split("\nAnswer B: ")[1].split("\n\nWhich is better")[0]
+        return json.dumps({"reason": "r", "better": rule(a, b)})
+
+    ask.n = 0
+    return ask
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    (lambda a, b: "A" if len(a) > len(b) else "B", 1.0), (lambda a, b: "A" if len(a) < len(b) else "B", 0.0),
+    (lambda a, b: "A", 0.5), (lambda a, b: "B", 0.5), (lambda a, b: "tie", 0.5),
+    (lambda a, b: "A" if len(a) > len(b) else "tie", 0.5), (lambda a, b: "tie" if len(a) > len(b) else "A", 0.5),
+    (lambda a, b: " a " if len(a) > len(b) else "b", 1.0), (lambda a, b: "both", None), (lambda a, b: None, None),
+    (lambda a, b: "both" if len(a) > len(b) else "A", None), (lambda a, b: ["A"], None), (lambda a, b: 1, None),
+], ids=range(13))  # fmt: skip
+def test_pairs_are_asked_in_both_orders(rule, expected):
+    """A win counts only where it is seen from both places; a preference for a place is a tie."""
+    ask = prefers(rule)
+    found = Judge(ask, "x").compare(ENTRY, "a long answer", "short")
+    assert found == expected
+    assert Judge(ask, "x").compare(ENTRY, "short", "a long answer") == (None if expected is None else 1 - expected)
+    if expected is not None:
+        assert ask.n == 4
+
+
+def test_comparison_in_prose_is_asked_again():
+    ask = canned("I like A.", '{"better": "A"}', '{"score": 3}', 'So: ```json\n{"better": "B"}\n```')
+    assert Judge(ask, "x").compare(ENTRY, "Red.", "x") == 1.0
+    assert len(ask.prompts) == 4
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_second_time_nothing_is_asked(server, ask, tmp_path):
+    judge = Judge(ask, "judge-7b", tmp_path / "new" / "cache")
+    first = judge.score(ENTRY, "Red {漢字}.")
+    assert len(server.log) == 1
+    assert judge.score(ENTRY, "Red {漢字}.") == first == Judge(ask, "judge-7b", str(judge.cache)).score(
+        ENTRY, "Red {漢字}."
+    )
+    assert len(server.log) == 1
+    [file] = judge.cache.iterdir()
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert kept == {"judge": "judge-7b", "prompt": server.prompts[0], "reply": GOOD}
+
+
+@pytest.mark.parametrize("change", ["name", "answer", "instruction", "input", "reference"])
+def test_another_question_is_asked_anew(server, ask, tmp_path, change):
+    Judge(ask, "judge-7b", tmp_path).score(ENTRY, "Red.")
+    entry = dict(ENTRY)
+    if change in ("instruction", "input", "reference"):
+        entry["output" if change == "reference" else change] += "!"
+    name = "judge-8b" if change == "name" else "judge-7b"
+    Judge(ask, name, tmp_path).score(entry, "Red!" if change == "answer" else "Red.")
+    assert len(server.log) == 2 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"null", b"5", b"{}", b'{"reply": 5}', b'{"reply": null}', b"\xff\xfe", b"\0" * 100,
+])  # fmt: skip
+def test_damaged_cache_file_is_asked_for_again(server, ask, tmp_path, content):
+    judge = Judge(ask, "judge-7b", tmp_path)
+    expected = judge.score(ENTRY, "Red.")
+    [file] = tmp_path.iterdir()
+    file.write_bytes(content)
+    assert judge.score(ENTRY, "Red.") == expected and len(server.log) == 2
+    assert judge.score(ENTRY, "Red.") == expected and len(server.log) == 2  # and it is whole again
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_errors_are_not_kept_and_prose_is(server, ask, tmp_path):
+    judge = Judge(ask, "judge-7b", tmp_path)
+    server.said = [raw("busy", 503)]
+    with pytest.raises(JudgeError):
+        judge.score(ENTRY, "Red.")
+    assert not list(tmp_path.iterdir())
+    server.said = [reply("A four."), reply("Still a four.")]
+    for _ in range(2):
+        assert judge.score(ENTRY, "Red.") == Judgement(None, "Still a four.")
+    assert len(server.log) == 3 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_both_orders_are_kept(tmp_path):
+    ask = prefers(lambda a, b: "A" if a > b else "B")
+    judge = Judge(ask, "x", tmp_path)
+    assert judge.compare(ENTRY, "b", "a") == 1.0 == judge.compare(ENTRY, "b", "a") and ask.n == 2
+    assert judge.compare(ENTRY, "a", "b") == 0.0 and ask.n == 2  # the same two questions
+
+
+# --- which judge is there --------------------------------------------------------------------------------------------
+
+
+def test_nobody_listens(monkeypatch, capsys):
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
+    assert find_judge() is None
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize("models", [
+    [], None, {"models": None}, {"models": [{}]}, {}, {"models": ["a"]}, {"models": {"name": "x"}}, {"models": 5},
+])  # fmt: skip
+def test_server_without_models_is_no_judge(server, monkeypatch, capsys, models):
+    server.models = models
+    monkeypatch.setenv("OLLAMA_HOST", server.address)
+    assert find_judge() is None and capsys.readouterr().out.startswith("no judge listens here")
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "http://127.0.0.1:{}", "http://127.0.0.1:{}/", " localhost:{} ",
+                                  "0.0.0.0:{}"])  # fmt: skip
+def test_ollama_is_found(server, monkeypatch, capsys, tmp_path, form):
+    monkeypatch.setenv("OLLAMA_HOST", form.format(server.port))
+    judge = find_judge(tmp_path)
+    assert judge.name == "judge-7b" and judge.cache == tmp_path and capsys.readouterr().out == ""
+    assert judge.score(ENTRY, "Red.").score == 4
+    assert [path for path, _, _ in server.log] == ["/api/tags", "/api/chat"]
+    monkeypatch.setenv("LLM_JUDGE_MODEL", "other")
+    assert find_judge().name == "other"
+
+
+@pytest.mark.parametrize(("host", "address"), [
+    ("", "http://localhost:11434"), ("0.0.0.0", "http://127.0.0.1:11434"), ("box", "http://box:11434"),
+    ("box:8080", "http://box:8080"), ("https://box", "https://box"), ("http://box:80/", "http://box:80"),
+])  # fmt: skip
+def test_address_of_ollama(monkeypatch, capsys, host, address):
+    asked = []
+
+    def get(url, **settings):
+        asked.append(url)
+        raise module.requests.ConnectionError
+
+    monkeypatch.setattr(module.requests, "get", get)
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    assert find_judge() is None and asked == [f"{address}/api/tags"]
+
+
+def test_openai_compatible_is_found(server, monkeypatch, capsys):
+    for name, value in (("URL", server.address + "/v1"), ("MODEL", "big"), ("KEY", "secret")):
+        monkeypatch.setenv(f"LLM_JUDGE_{name}", value)
+    judge = find_judge()
+    assert judge.name == "big" and judge.cache is None and server.log == []
+    assert judge.score(ENTRY, "Red.").score == 4
+    [(path, body, headers)] = server.log
+    assert path == "/v1/chat/completions" and body["model"] == "big" and headers["Authorization"] == "Bearer secret"
+
+
+def test_judgements_have_a_name(server, monkeypatch):
+    monkeypatch.setenv("LLM_JUDGE_URL", server.address + "/v1")
+    with pytest.raises(ValueError, match="LLM_JUDGE_MODEL must name the model"):
+        find_judge()
+
+
+# --- a model of the course -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_new", [20, 70])
+def test_in_process_answers_though_the_prompt_is_longer_than_the_context(n_new):
+    tokenizer = BPETokenizer().train("a colour " * 50, 270).to_tiktoken("x")
+    model = lively(GPTConfig(tokenizer.n_vocab, 64, 32, 4, 1))
+    ask = in_process(model, tokenizer, n_new)
+    text = ask("Hello")
+    assert isinstance(text, str) and text == ask("Hello") and not text.startswith("Hello")
+    judgement = Judge(ask, "mine").score(ENTRY, "Red.")
+    assert judgement.score is None and judgement.reason
