@@ -39,16 +39,19 @@ def score_completions(model, pairs, batch_size=16):
     Of what does not fit into the context window, the oldest tokens are left out.
     """
     device, C, results = model.token_embedding.weight.device, model.config.context_length, [None] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))  # alike in length: little padding
-    for first in range(0, len(pairs), batch_size):
+    rows = [(list(context) + list(completion))[-C - 1 :] for context, completion in pairs]
+    alike = {}  # what the model reads -> the pairs that it serves: answers of one token share their question
+    for i, row in enumerate(rows):
+        alike.setdefault(tuple(row[:-1]), []).append(i)
+    order = sorted(alike, key=len)  # alike in length: little padding
+    for first in range(0, len(order), batch_size):
         group = order[first : first + batch_size]
-        rows = [(list(pairs[i][0]) + list(pairs[i][1]))[-C - 1 :] for i in group]
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for k, row in enumerate(rows):
-            tokens[k, : len(row)] = torch.tensor(row)
-        hidden = model.hidden(tokens[:, :-1].to(device))  # [B, T, D]
-        for k, (i, row) in enumerate(zip(group, rows, strict=True)):
-            n = min(len(pairs[i][1]), len(row) - 1)
+        tokens = torch.zeros(len(group), max(map(len, group)), dtype=torch.long)
+        for k, read in enumerate(group):
+            tokens[k, : len(read)] = torch.tensor(read)
+        hidden = model.hidden(tokens.to(device))  # [B, T, D]
+        for k, i in ((k, i) for k, read in enumerate(group) for i in alike[read]):
+            row, n = rows[i], min(len(pairs[i][1]), len(rows[i]) - 1)
             targets = torch.tensor(row[len(row) - n :], device=device, dtype=torch.long)
             logits = model.head(hidden[k, len(row) - 1 - n : len(row) - 1]).float()  # [n, V]
             losses = F.cross_entropy(logits, targets, reduction="none").cpu()
