@@ -141,11 +141,11 @@ def load_gpt2(name="gpt2"):
     return load_weights(GPT2_CONFIGS[name], [weights]), BPETokenizer(*read_bpe_files(*bpe)).to_tiktoken("gpt2")
 
 
-def load_base(path=None):
+def load_base(path=None, size="gpt2"):
     """The model that later chapters start from: (GPTModel, tiktoken.Encoding whose name is the model's).
 
     The checkpoint folder `path`, else the one that LLM_BASE names; else at quick scale the course base, at full scale
-    GPT-2, or the course base where that cannot be had, with a line that says so.
+    GPT-2 of this `size`, or the course base where that cannot be had, with a line that says so.
     """
     if path:
         return load_checkpoint_dir(path)
@@ -153,7 +153,7 @@ def load_base(path=None):
         return load_checkpoint_dir(data.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser())
     if scale() == "full":
         try:
-            return load_gpt2()
+            return load_gpt2(size)
         except data.DownloadError as error:
             print(f"GPT-2 is not to be had ({str(error).splitlines()[0]}): using the course base in its place")
     return load_checkpoint_dir(COURSE_BASE)

@@ -459,6 +459,17 @@ def test_load_base(tiny_gpt2, folder, tmp_path, monkeypatch, capsys):
         load_base()
 
 
+@pytest.mark.parametrize(("scale", "asked"), [("quick", []), ("full", ["gpt2-medium"])])
+def test_load_base_of_a_size(scale, asked, monkeypatch):
+    """The size is for full scale: lesson 5.1 asks for GPT-2 medium."""
+    seen = []
+    monkeypatch.setattr(weights, "load_gpt2", lambda name: seen.append(name) or (None, None))
+    monkeypatch.setenv("LLM_SCALE", scale)
+    monkeypatch.delenv("LLM_BASE", raising=False)
+    load_base(size="gpt2-medium")
+    assert seen == asked
+
+
 PEAK = """
 import sys
 from pathlib import Path
