@@ -18,8 +18,8 @@ MUTATIONS = [
     Mutation("windows overlap without saying so", find="[0, done - 1 - start :]", replace="[0, done - start :]"),
     Mutation("nats are called bits", find="losses.sum().item() / math.log(2) / n_bytes",
              replace="losses.sum().item() / n_bytes"),
-    Mutation("the batch reads one token late", find="hidden[i, len(row) - 1 - n : len(row) - 1]",
-             replace="hidden[i, len(row) - n : len(row)]"),
+    Mutation("the batch reads one token late", find="hidden[k, len(row) - 1 - n : len(row) - 1]",
+             replace="hidden[k, len(row) - n : len(row)]"),
     Mutation("Wilson's centre is forgotten", find="k / n + z * z / (2 * n), z *", replace="k / n, z *"),
 ]
 
