@@ -13,13 +13,12 @@ import argparse
 import csv
 import io
 import json
-import re
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -93,7 +92,7 @@ def deduplicate(messages):
     """The messages without those whose text, letter case and spacing aside, stood before."""
     seen, kept = set(), []
     for label, text in messages:
-        key = re.sub(r"\s+", " ", text).strip().casefold()
+        key = " ".join(text.split()).casefold()
         if key not in seen:
             seen.add(key)
             kept.append((label, text))
@@ -251,7 +250,8 @@ class SpamClassifier(nn.Module):
         folder = Path(folder)
         gpt, tokenizer = load_checkpoint_dir(folder, others=("score.weight",))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        score = load_file(folder / "model.safetensors").get("score.weight")
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            score = file.get_tensor("score.weight") if "score.weight" in file.keys() else None
         if score is None or tokenizer is None:
             raise ValueError(f"{folder} is no classifier: it has no {'score.weight' if score is None else 'tokenizer'}")
         names = config.get("id2label") or {}

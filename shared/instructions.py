@@ -16,7 +16,7 @@ from shared.classification import LengthBuckets
 from shared.generation import generate
 from shared.readers import open_text
 from shared.text import END_OF_TEXT, valid_unicode
-from shared.training import IGNORE, LinearCrossEntropy
+from shared.training import IGNORE, hidden_loss
 
 
 @dataclass(frozen=True)
@@ -262,11 +262,10 @@ def instruction_loader(data, batch_size, *, mask_prompt=True, shuffle=True, seed
 def answer_loss(model, inputs, targets):
     """`next_token_loss`, with logits for the targets that count only: inputs, targets [B, T] -> [].
 
-    Four of five targets are prompt or padding; at the head, with its V outputs, that is most of the work.
+    Prompt and padding, most of a batch, never reach the head, the widest layer.
     """
     counts = targets != IGNORE  # [B, T]
-    weight = model.head.weight if torch.is_grad_enabled() else model.head.weight.detach()
-    return LinearCrossEntropy.apply(model.hidden(inputs)[counts], weight, targets[counts], 512)
+    return hidden_loss(model, model.hidden(inputs)[counts], targets[counts])
 
 
 def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=16, template=ALPACA, **sampling):

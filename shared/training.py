@@ -76,10 +76,15 @@ def next_token_loss(model, inputs, targets):
 
     Targets equal to IGNORE (-100) do not count. Equal to F.cross_entropy on the logits, in less memory.
     """
-    hidden, weight = model.hidden(inputs), model.head.weight  # [B, T, D], [V, D]
+    return hidden_loss(model, model.hidden(inputs).flatten(0, 1), targets.flatten())
+
+
+def hidden_loss(model, hidden, targets):
+    """The same from `model`'s hidden vectors, for those who choose among them: hidden [N, D], targets [N] -> []."""
+    weight = model.head.weight  # [V, D]
     if not torch.is_grad_enabled():
         weight = weight.detach()  # else its gradient would be computed all the same
-    return LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), 512)
+    return LinearCrossEntropy.apply(hidden, weight, targets, 512)
 
 
 def evaluate(model, loader, loss_fn=next_token_loss, max_batches=None):

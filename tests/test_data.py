@@ -14,13 +14,14 @@ import threading
 import time
 import zipfile
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import urllib3
 
 from shared import data, download, readers
+from tests.local_server import LocalServer, go_direct
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRROR = os.environ.get("LLM_MIRROR", "").strip()  # as the tests were called; each test starts without one
@@ -33,7 +34,7 @@ CUT = 2**17  # whole blocks: what came of the next one is lost when a connection
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
-class Server:
+class Server(LocalServer):
     """`routes[path]` is a list of answers, one for each request; the last one stays. `log` holds (path, Range)."""
 
     def __init__(self):
@@ -53,10 +54,7 @@ class Server:
             def log_message(self, *args):
                 pass
 
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.httpd.daemon_threads, self.httpd.block_on_close = True, False
-        self.address = f"http://127.0.0.1:{self.httpd.server_address[1]}"
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__(Handler)
 
     def serve(self, path, *answers):
         self.routes[path] = list(answers)
@@ -104,18 +102,15 @@ def silent(seconds):
 def server():
     server = Server()
     yield server
-    server.httpd.shutdown()
-    server.httpd.server_close()
+    server.close()
 
 
 @pytest.fixture(autouse=True)
 def course(tmp_path, monkeypatch):
     """An empty cache, no mirror, no proxy, an empty registry, a folder for samples, and little patience."""
-    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-    for name in ("LLM_MIRROR", "LLM_OFFLINE", *proxies):
+    for name in ("LLM_MIRROR", "LLM_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    go_direct(monkeypatch)
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(data, "REGISTRY", {})
     monkeypatch.setattr(data, "SAMPLES", tmp_path / "samples")
@@ -394,8 +389,7 @@ def test_unknown_host_and_closed_port(server, monkeypatch):
         return look_up(host, *args)
 
     monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
-    server.httpd.shutdown()
-    server.httpd.server_close()
+    server.close()
     add("http://name.invalid/a", server.address + "/b")
     with pytest.raises(data.DownloadError) as error:
         data.fetch("thing")
@@ -415,8 +409,7 @@ def test_proxy_from_the_environment(server, monkeypatch):
 
 
 def test_proxy_that_does_not_answer(server, monkeypatch):
-    server.httpd.shutdown()
-    server.httpd.server_close()
+    server.close()
     monkeypatch.setenv("HTTP_PROXY", server.address.removeprefix("http://"))
     monkeypatch.setenv("http_proxy", server.address.removeprefix("http://"))
     add("http://data.invalid/a")

@@ -1,11 +1,9 @@
 """The judge, against a local server that answers well, slowly, wrongly, in prose, and not at all."""
 
 import json
-import os
 import socket
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -23,13 +21,14 @@ from shared.judge import (
     openai_compatible,
 )
 from shared.text import BPETokenizer
+from tests.local_server import LocalServer, go_direct
 from tests.test_attention_and_gpt import lively
 
 ENTRY = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 GOOD = '{"reason": "It is a colour.", "score": 4}'
 
 
-class Server:
+class Server(LocalServer):
     """Both interfaces. `said` is a list of answers, one for each request; the last one stays. `log` holds requests."""
 
     def __init__(self):
@@ -62,11 +61,7 @@ class Server:
             def log_message(self, *args):
                 pass
 
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.httpd.daemon_threads, self.httpd.block_on_close = True, False
-        self.port = self.httpd.server_address[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__(Handler)
 
     @property
     def prompts(self):
@@ -117,17 +112,14 @@ def broken_off(handler):
 def server():
     server = Server()
     yield server
-    server.httpd.shutdown()
-    server.httpd.server_close()
+    server.close()
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-    for name in ("LLM_JUDGE_URL", "LLM_JUDGE_MODEL", "LLM_JUDGE_KEY", "OLLAMA_HOST", *proxies):
+    for name in ("LLM_JUDGE_URL", "LLM_JUDGE_MODEL", "LLM_JUDGE_KEY", "OLLAMA_HOST"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    go_direct(monkeypatch)
 
 
 @pytest.fixture(params=["ollama", "openai"])

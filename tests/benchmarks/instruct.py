@@ -8,15 +8,16 @@ peer, how many times as fast the course is.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
+from functools import partial
 
 import torch
 
 from shared import data
 from shared.instructions import (
     InstructionData,
+    answer_loss,
     check_entries,
     collate_instructions,
     extract_response,
@@ -26,9 +27,9 @@ from shared.instructions import (
     split_entries,
 )
 from shared.runtime import get_device
-from shared.training import make_optimizer, next_token_loss, training_step
+from shared.training import make_optimizer, training_step
 from shared.weights import COURSE_BASE, export_checkpoint, load_checkpoint_dir
-from tests.benchmarks.__main__ import CLOCKS, machine
+from tests.benchmarks import __main__ as benchmarks
 
 N_ENTRIES, BATCH, NEW_TOKENS = 64, 16, 64
 SLOW_SHARE = 8  # of the slowest variant only so many entries are timed: one in eight
@@ -57,7 +58,7 @@ def their_answers(theirs, tokenizer, entries, context):
     return answers
 
 
-def bench_generate(n_rounds, device, clock):
+def bench_generate(n_rounds, device):
     from transformers import GPT2LMHeadModel
 
     model, tokenizer = load_checkpoint_dir(COURSE_BASE)
@@ -78,7 +79,12 @@ def bench_generate(n_rounds, device, clock):
         "transformers, same batches": lambda: their_answers(theirs, tokenizer, entries, model.config.context_length),
         f"one at a time, no cache (every {SLOW_SHARE}th by length)": one_at_a_time,
     }
-    seconds, answers = rounds(variants, n_rounds, clock)
+    answers = {}
+
+    def keep(name, function):
+        answers[name] = function()
+
+    seconds = benchmarks.rounds({name: partial(keep, name, f) for name, f in variants.items()}, n_rounds)
     ours, theirs_said, slow_said = answers.values()
     same = sum(a == b for a, b in zip(ours, theirs_said, strict=True))
     slow_same = sum(ours[entries.index(entry)] == said for entry, said in zip(some, slow_said, strict=True))
@@ -87,7 +93,7 @@ def bench_generate(n_rounds, device, clock):
              "answers/s") for name, s in seconds.items()]  # fmt: skip
 
 
-def bench_train(n_rounds, device, clock):
+def bench_train(n_rounds, device):
     tokenizer = load_checkpoint_dir(COURSE_BASE)[1]
     items = InstructionData(entries_of()[0][:160], tokenizer, 257)
     longest = max(items.lengths())
@@ -101,7 +107,7 @@ def bench_train(n_rounds, device, clock):
                f"padded to {longest} tokens": shuffled}  # fmt: skip
     variants = {name: epoch(loader, device) for name, loader in loaders.items()}
     real = sum(items.lengths()) - len(items)
-    seconds, _ = rounds(variants, n_rounds, clock)
+    seconds = benchmarks.rounds(variants, n_rounds)
     return [("training step, batch 8", name, real / s, "real tokens/s") for name, s in seconds.items()]
 
 
@@ -111,42 +117,32 @@ def epoch(loader, device):
 
     def run():
         for batch in loader:
-            training_step(model, [batch], next_token_loss, optimizer, scaler)
+            training_step(model, [batch], answer_loss, optimizer, scaler)
 
     return run
-
-
-def rounds(variants, n_rounds, clock):
-    """(median seconds of each variant, what it gave last), the variants in turn, after a round to warm up."""
-    times, results = {name: [] for name in variants}, {}
-    for i in range(n_rounds + 1):
-        for name, function in variants.items():
-            started = clock()
-            results[name] = function()
-            if i:
-                times[name].append(clock() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}, results
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", choices=["generate", "train", []], default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that is not alone")
+    clocks = list(benchmarks.CLOCKS)
+    parser.add_argument("--clock", choices=clocks, default="wall", help="cpu: for a machine that is not alone")
     args = parser.parse_args()
-    device, clock, rows = get_device(), CLOCKS[args.clock], []
+    device, rows = get_device(), []
+    benchmarks.clock = benchmarks.CLOCKS[args.clock]
     torch.manual_seed(0)
     started = time.perf_counter()
     if "generate" in (args.what or ["generate"]):
-        rows += bench_generate(args.rounds, device, clock)
+        rows += bench_generate(args.rounds, device)
     if "train" in (args.what or ["train"]):
-        rows += bench_train(args.rounds, device, clock)
+        rows += bench_train(args.rounds, device)
     ours = {what: value for what, name, value, _ in rows if name.startswith("this course")}
     print("| measured | variant | value | this course is |\n|---|---|---:|---:|")
     for what, name, value, unit in rows:
         print(f"| {what} | {name} | {value:,.4g} {unit} | {ours[what] / value:.2f}x |")
-    threads = torch.get_num_threads()
-    print(f"\n{machine(device)}; {threads} threads, {args.clock} time, {time.perf_counter() - started:.0f} s in all")
+    took = f"{torch.get_num_threads()} threads, {args.clock} time, {time.perf_counter() - started:.0f} s in all"
+    print(f"\n{benchmarks.machine(device)}; {took}")
 
 
 if __name__ == "__main__":

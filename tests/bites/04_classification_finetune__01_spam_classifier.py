@@ -5,7 +5,7 @@ from tests.bites import Mutation
 MUTATIONS = [
     Mutation("quotes are taken away", find='label, tab, message = line.partition("\\t")',
              replace='label, tab, message = line.replace(\'"\', "").partition("\\t")'),
-    Mutation("duplicates in other letters stay", find=".strip().casefold()", replace=".strip()"),
+    Mutation("duplicates in other letters stay", find="join(text.split()).casefold()", replace="join(text.split())"),
     Mutation("duplicates go after the split", find="train, val, test = split(deduplicate(messages))",
              replace="train, val, test = map(deduplicate, split(messages))"),
     Mutation("parts overlap", find="part += group[start:end]", replace="part += group[:end]"),

@@ -55,9 +55,4 @@ WRONG_ANSWERS = {
         def items_needed(difference, p=0.25):
             return math.ceil((1.96 / difference) ** 2)  # as if p(1 - p) were 1
     """,
-    "weighted_kappa": """
-        def weighted_kappa(first, second):
-            observed = sum((a - b) ** 2 for a, b in zip(first, second)) / len(first)
-            return 1 - observed / 16  # the largest disagreement, not the one by chance
-    """,
 }
