@@ -22,6 +22,10 @@ A wrong answer is put in place of an exercise's stub (a function or class whose 
 the cells from there to the solution must raise an AssertionError or a ValueError. With the untouched stub those cells
 must print "not attempted yet", and with the solution (`NAME_solution`) in the stub's place they must pass.
 
+A lesson that trains for long may say how it is made smaller for this, since nbval has run it as it is:
+
+    SMALLER = {"examples=3600": "examples=800"}
+
 How: a lesson runs once, in one process, as plain Python; at each cell that a mutation touches the process forks, and
 the child goes on with the mutated cell while the parent waits. `python -m tests.bites NOTEBOOK ...` prints the table.
 """
@@ -74,14 +78,14 @@ def bites_file(path, folder=ROOT / "tests" / "bites"):
 
 
 def load_bites(path):
-    """(MUTATIONS, WRONG_ANSWERS) of a bites file."""
+    """(MUTATIONS, WRONG_ANSWERS, SMALLER) of a bites file; the last is empty where there is none."""
     if not Path(path).is_file():
         raise BitesError(f"there is no {Path(path).name} in tests/bites")
     spec = importlib.util.spec_from_file_location("bites_of_a_lesson", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     answers = {name: textwrap.dedent(answer).strip() for name, answer in module.WRONG_ANSWERS.items()}
-    return list(module.MUTATIONS), answers
+    return list(module.MUTATIONS), answers, getattr(module, "SMALLER", {})
 
 
 def plain_python(source):
@@ -112,6 +116,13 @@ def mutated_cells(mutation, cells):
     if mutation.find == mutation.replace:
         raise BitesError(f"{mutation.name!r} changes nothing")
     return {i: cells[i].replace(mutation.find, mutation.replace) for i in found}
+
+
+def smaller(cells, changes):
+    """The cells with each of `changes` {old: new} made; raises BitesError where an old text is not there once."""
+    for old, new in changes.items():
+        cells = cells | mutated_cells(Mutation("SMALLER", old, new), cells)
+    return cells
 
 
 def stubs_in(cells):
@@ -218,10 +229,10 @@ def row(kind, name, good, result):
             else result["outcome"]}
 
 
-def run_lesson(path, mutations, answers):
+def run_lesson(path, mutations, answers, changes=None):
     """All mutations and exercises of one notebook, in this process: a list of rows (kind, name, good, says)."""
     notebook = notebooks.read(path)
-    cells = code_of(notebook)
+    cells = smaller(code_of(notebook), changes or {})
     rows, touched = [], {}
     for mutation in mutations:
         try:

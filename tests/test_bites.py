@@ -54,7 +54,7 @@ MINUS = bites.Mutation("minus", find="pair.a + pair.b", replace="pair.a - pair.b
 WRONG = {"double": "def double(x):\n    return x + 2"}
 
 
-def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG):
+def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG, changes=None):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     for cell in notebook.cells:
         if cell.source.startswith("#@title Solution"):
@@ -62,7 +62,7 @@ def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG):
     path, listed = tmp_path / "toy.ipynb", tmp_path / "toy_bites.py"
     notebooks.write(notebook, path)
     listed.write_text(f"from tests.bites import Mutation\nMUTATIONS = {list(mutations)!r}\n"
-                      f"WRONG_ANSWERS = {answers!r}\n", encoding="utf-8")
+                      f"WRONG_ANSWERS = {answers!r}\nSMALLER = {changes or {}!r}\n", encoding="utf-8")
     return bites.report_on(path, listed, tmp_path / "report.json")
 
 
@@ -139,6 +139,14 @@ def test_engine_names_the_cell_that_fails_untouched(tmp_path):
         toy_rows(tmp_path, [source.replace("return 2 * x", "return 3 * x") for source in PLAIN])
     with pytest.raises(bites.BitesError, match="does without this magic"):
         toy_rows(tmp_path, ["!ls"])
+
+
+def test_a_lesson_is_made_smaller(tmp_path):
+    for new, says in (("total(Pair(2, 2)) == 4", "raised"), ("total(Pair(0, 0)) == 0", "nothing raised")):
+        rows = toy_rows(tmp_path, changes={"total(Pair(2, 3)) == 5": new})
+        assert says in only(rows, "mutation")["says"]
+    with pytest.raises(bites.BitesError, match="'SMALLER': 'Pear' should be found 1 time"):
+        toy_rows(tmp_path, changes={"Pear": "Pair"})
 
 
 def test_a_lesson_without_a_list_is_an_error():

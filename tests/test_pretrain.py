@@ -26,9 +26,11 @@ import prepare_corpus  # noqa: E402
 import pretrain  # noqa: E402
 
 from shared import data  # noqa: E402
+from shared.classification import SpamClassifier, balance, parse_messages, train_classifier  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
+from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond  # noqa: E402
 from shared.text import BPETokenizer  # noqa: E402
-from shared.training import training_step  # noqa: E402
+from shared.training import evaluate, train, training_step  # noqa: E402
 from shared.weights import load_base, load_checkpoint_dir  # noqa: E402
 
 SIZE = ["--layers", "2", "--heads", "2", "--width", "32", "--context", "32"]
@@ -433,8 +435,8 @@ def test_amounts():
 # ---- the whole chain
 
 
-def test_from_slimpajamas_layout_to_a_base_model(tmp_path, monkeypatch):
-    """Records in SlimPajama's layout -> corpus -> trained model -> what chapters 4 and 5 start from."""
+def test_from_slimpajamas_layout_to_spam_and_instructions(tmp_path, monkeypatch):
+    """Records in SlimPajama's layout -> corpus -> a base of one's own -> a spam classifier and an assistant from it."""
     zstandard = pytest.importorskip("zstandard")
     text = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
     paragraphs = [p for p in text.split("\n\n") if len(p) > 200]
@@ -447,10 +449,26 @@ def test_from_slimpajamas_layout_to_a_base_model(tmp_path, monkeypatch):
     (chunk / "example_train_1.jsonl.gz").write_bytes(gzip.compress(("\n".join(lines[half:]) + "\n").encode()))
     prepare_corpus.main(["--source", str(tmp_path / "slimpajama"), "--train-tokenizer", "400", "--validation", "0.2",
                          "--workers", "1", "--out", str(tmp_path / "corpus")])  # fmt: skip
-    run(tmp_path / "corpus", tmp_path / "base")
+    run(tmp_path / "corpus", tmp_path / "base", "--context", "256", "--batch", "2")
     for path in (tmp_path / "base", None):
         monkeypatch.setenv("LLM_BASE", str(tmp_path / "base"))
         model, tokenizer = load_base(path)
-        assert tokenizer.n_vocab == model.config.vocab_size == 400 and model.config.context_length == 32
+        assert tokenizer.n_vocab == model.config.vocab_size == 400 and model.config.context_length == 256
         assert tokenizer.decode(tokenizer.encode_ordinary(paragraphs[0])) == paragraphs[0]
         assert model(torch.tensor([tokenizer.encode_ordinary(paragraphs[0])[:32]])).isfinite().all()
+
+    classifier = SpamClassifier(*load_base())
+    messages = balance(parse_messages(data.read(data.SAMPLES / "sms_messages.tsv")))[:64]
+    history = train_classifier(classifier, messages, messages, epochs=4, lr=3e-3, eval_every=4, progress=False)
+    assert history.val_loss[-1] < history.val_loss[0] - 0.05
+    classifier.save(tmp_path / "spam")
+    texts = [text for _, text in messages[:5]]
+    assert_close(SpamClassifier.load(tmp_path / "spam").predict(texts)[1], classifier.predict(texts)[1])
+
+    model, tokenizer = load_base()
+    entries = check_entries(data.read(data.fetch("instruction_data")))[0][:24]
+    loader = instruction_loader(InstructionData(entries, tokenizer, 256), 8)
+    before = evaluate(model, loader, answer_loss)
+    train(model, loader, epochs=3, lr=3e-3, loss_fn=answer_loss, progress=False)
+    assert evaluate(model, loader, answer_loss) < before - 0.1
+    assert len(respond(model, tokenizer, entries[:2], 8)) == 2

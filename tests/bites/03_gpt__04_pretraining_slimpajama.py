@@ -26,6 +26,7 @@ MUTATIONS = [
              replace="return 2 * n_parameters * n_tokens / (chips"),
 ]
 
+SMALLER = {"8, 80_000, (16, 32, 64)": "8, 40_000, (16, 32, 64)"}
 WRONG_ANSWERS = {
     "mostly_bullets": """
         def mostly_bullets(text):

@@ -30,6 +30,7 @@ MUTATIONS = [
     Mutation("equal scores are told apart", find="scores[order].diff() != 0", replace="scores[order].diff() <= 0"),
 ]
 
+SMALLER = {"train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::3], val_balanced,"}
 WRONG_ANSWERS = {
     "near_duplicates": """
         def near_duplicates(train, test):

@@ -23,6 +23,7 @@ MUTATIONS = [
              replace="thresholds[curve.argmax()].item()"),
 ]
 
+SMALLER = {"= split(messages, seed=1)": "= split(messages[::2], seed=1)", "n_ham=150": "n_ham=50"}
 WRONG_ANSWERS = {
     "seeds_needed": """
         def seeds_needed(alpha):

@@ -26,6 +26,11 @@ MUTATIONS = [
              replace='{"model_response": response}'),
 ]
 
+SMALLER = {
+    "search_entries=48, new_tokens=50": "search_entries=32, new_tokens=20",
+    "train_loader = instruction_loader(train_data,":
+        "train_loader = instruction_loader(InstructionData(training[:240], tokenizer, C),",
+}
 WRONG_ANSWERS = {
     "answer_mask": """
         def answer_mask(ids, mark):
