@@ -28,7 +28,7 @@ from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel
 from shared.runtime import autocast_dtype, get_device, peak_memory
 from shared.text import BPETokenizer, load_tokenizer
 from shared.training import mixed_precision, next_token_loss
-from shared.weights import load_base, load_checkpoint_dir
+from shared.weights import load_base
 
 SIZES = {
     "30m": (GPTConfig(50257, 256, emb_dim=384, n_heads=6, n_layers=6), 8),
@@ -138,22 +138,15 @@ def peak_megabytes(name, size, compiled):
 
 
 def bench_generate(n_new, n_rounds, device):
-    """Tokens per second after a prompt of 32 tokens; every variant in float32 and bfloat16, the better one counts.
-
-    Both load the same checkpoint folder, of GPT-2's size and layout with random weights.
-    """
-    from transformers import GPT2LMHeadModel
-
+    """Tokens per second after a prompt of 32 tokens; every variant in float32 and bfloat16, the better one counts."""
     config, rows = GPT2_CONFIGS["gpt2"], []
-    scratch = tempfile.TemporaryDirectory()
-    hugging_face(config).save_pretrained(scratch.name)
     for batch in (1, 8):
         torch.manual_seed(0)
         prompt = torch.randint(0, config.vocab_size, (batch, 32), device=device)
         mask, probes, best = torch.ones_like(prompt), {}, {}
         for dtype in (torch.float32, torch.bfloat16):
-            ours = load_checkpoint_dir(scratch.name)[0].to(device, dtype)
-            theirs = GPT2LMHeadModel.from_pretrained(scratch.name).to(device, dtype).eval()
+            ours = GPTModel(config).to(device, dtype).eval()
+            theirs = hugging_face(config).to(device, dtype).eval()
             variants = {
                 "this course": partial(generate, ours, prompt),
                 "transformers": partial(theirs.generate, prompt, attention_mask=mask, do_sample=False),
@@ -172,7 +165,6 @@ def bench_generate(n_new, n_rounds, device):
             value = batch * n_new / seconds
             rows.append({"what": f"generate 124M, batch {batch}", "variant": f"{name} ({dtype})",
                          "value": round(value, 1), "unit": "tokens/s", "ratio": round(value / base, 2)})  # fmt: skip
-    scratch.cleanup()
     return rows
 
 
