@@ -203,8 +203,7 @@ class SpamClassifier(nn.Module):
         self.to(gpt.token_embedding.weight)
 
     def forward(self, tokens, lengths=None):
-        """Logits [B, L] of the texts in tokens [B, T], read at their last real token; without `lengths`, those of
-        every token [B, T, L]."""
+        """tokens [B, T] -> logits [B, L] at each row's last real token; without `lengths`, of all tokens [B, T, L]."""
         hidden = self.gpt.hidden(tokens)  # [B, T, D]
         if lengths is not None:
             hidden = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, D]

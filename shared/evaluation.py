@@ -104,8 +104,10 @@ def perplexity(model, tokenizer, texts):
 
 @dataclass(frozen=True)
 class Choices:
-    """Multiple choice: the share that was right, Wilson's interval, what guessing gives, `right` [N], and how many
-    items lost the beginning of their query because it did not fit into the context."""
+    """Multiple choice: the share that was right, Wilson's interval, what guessing gives, `right` [N], what was cut.
+
+    Cut are the items whose query lost its beginning because it did not fit into the context.
+    """
 
     share: float
     interval: tuple
@@ -214,8 +216,10 @@ def cohen_kappa(first, second):
 
 
 def overlap(answer, reference):
-    """How many words two texts share: F1 over words with their counts, letter case and marks aside, from 0 to 1
-    (as for SQuAD, Rajpurkar et al. 2016)."""
+    """How many words two texts share, from 0 to 1: F1 over words and their counts, letter case and marks aside.
+
+    As for SQuAD (Rajpurkar et al. 2016).
+    """
     a, b = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, reference))
     shared = (a & b).total()
     return 2 * shared / (a.total() + b.total()) if shared else 0.0

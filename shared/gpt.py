@@ -119,9 +119,11 @@ class GPTModel(nn.Module):
 
 
 def init_gpt2(model):
-    """GPT-2's initialisation, in place: weights N(0, 0.02), biases 0, layers that write to the residual stream
-    divided by sqrt(2 * n_layers), since that many are added up (Radford et al. 2019, section 2.3). As in transformers,
-    the position embedding too is drawn with 0.02; OpenAI's own code has 0.01 there."""
+    """GPT-2's initialisation, in place: weights N(0, 0.02), those that write to the residual stream smaller.
+
+    These are divided by sqrt(2 * n_layers), since that many are added up (Radford et al. 2019, section 2.3). Biases are
+    0. As in transformers, the position embedding too is drawn with 0.02; OpenAI's own code has 0.01 there.
+    """
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)

@@ -225,3 +225,15 @@ def test_the_command_mends_cells_and_leaves_the_module_alone(tmp_path, capsys):
 def test_public_names_leave_out_private_ones_and_imports():
     assert carry.public_names(MODULE + "\ndef _hidden(): pass\n_x = 1\n") == ["SIZE", "Config", "area"]
     assert ast.parse(CELL)  # the made-up cell is code
+
+
+@pytest.mark.parametrize("path", notebooks.lessons(), ids=notebooks.name_of)
+def test_docstrings_of_a_lesson_are_whole_sentences(path):
+    """A docstring whose first line breaks off in the middle is carried so; its first line must stand alone."""
+    broken = []
+    for number, cell in notebooks.code_cells(notebooks.read(path)):
+        for node in ast.walk(ast.parse(cell.source)) if carry.marked_module(cell.source) else []:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                said = ast.get_docstring(node) or "."
+                broken += [f"cell {number}, {node.name}: ...{said[-40:]!r}"] if said[-1].isalnum() else []
+    assert not broken, "\n".join(broken)
