@@ -127,10 +127,12 @@ class Optimizers:
 
     def step(self):
         parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if self.clip is None else self.clip)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.grad_norm = float(norm.full_tensor() if is_shared(norm) else norm)
         if not np.isfinite(self.grad_norm):
             raise FloatingPointError(f"the gradient's norm is {self.grad_norm}: the weights are kept as they were")
+        if self.clip is not None and self.grad_norm > self.clip:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         for part in self.parts:
             part.step()
 
