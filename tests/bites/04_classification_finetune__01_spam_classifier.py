@@ -30,7 +30,10 @@ MUTATIONS = [
     Mutation("equal scores are told apart", find="scores[order].diff() != 0", replace="scores[order].diff() <= 0"),
 ]
 
-SMALLER = {"train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::3], val_balanced,"}
+SMALLER = {
+    "250])": "120])",
+    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::4], val_balanced,",
+}
 WRONG_ANSWERS = {
     "near_duplicates": """
         def near_duplicates(train, test):
