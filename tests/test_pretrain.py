@@ -182,6 +182,20 @@ def test_orthogonalize_equals_pytorchs_but_for_its_bfloat16():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_gradients_below_the_norm_stay_as_they_were(name):
+    for clip in (None, 1e6):
+        model = GPTModel(GPTConfig(50, 16, 32, 2, 1))
+        optimizer = pretrain.build_optimizer(model, name, 1e-2, 0.1, clip)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        before = [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        norm = torch.cat([g.flatten() for g in before]).norm().item()
+        assert_close(optimizer.grad_norm, norm, rtol=1e-5, atol=0)
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_clipping_and_the_state_of_the_optimizer(name):
     def fresh():
         torch.manual_seed(0)
