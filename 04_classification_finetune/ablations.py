@@ -92,6 +92,8 @@ class Reader(SpamClassifier):
             tokens = F.pad(tokens, (0, self.pad_to - tokens.shape[1]))
             filler = torch.arange(self.pad_to, device=tokens.device) >= lengths[:, None]  # [B, T]
             tokens = tokens.masked_fill(filler, self.tokenizer.encode_single_token(END_OF_TEXT))
+        if self.read == "last real":
+            return super().forward(tokens, lengths)
         return self.head(pool(self.gpt.hidden(tokens), lengths, self.read))
 
 

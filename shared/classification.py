@@ -185,6 +185,23 @@ class LengthBuckets:
             yield batches[i]
 
 
+def last_hidden(gpt, tokens, lengths):
+    """`gpt.hidden(tokens)` at each row's last real token, and only there: tokens [B, T], lengths [B] -> [B, D].
+
+    In the last block the other tokens are still looked at, by their keys and values, but nobody reads what it makes of
+    them: they need no projection and no feed-forward, and the causal mask shrinks to one row.
+    """
+    x = gpt.embed(tokens)  # [B, T, D]
+    for block in gpt.blocks[:-1]:
+        x = block(x)
+    block, (B, T, _), last = gpt.blocks[-1], x.shape, lengths - 1
+    heads = block.attention.qkv(block.norm1(x)).view(B, T, 3, block.attention.n_heads, -1)
+    _, k, v = heads.permute(2, 0, 3, 1, 4)  # [B, H, T, K] each
+    mask = torch.arange(T, device=x.device) <= last[:, None, None, None]  # [B, 1, 1, T]
+    x = x[torch.arange(B, device=x.device), last][:, None]  # [B, 1, D]
+    return gpt.final_norm(block(x, cache=lambda *own: (k, v, mask)))[:, 0]
+
+
 class SpamClassifier(nn.Module):
     """A GPT whose output layer tells labels.
 
@@ -204,10 +221,7 @@ class SpamClassifier(nn.Module):
 
     def forward(self, tokens, lengths=None):
         """tokens [B, T] -> logits [B, L] at each row's last real token; without `lengths`, of all tokens [B, T, L]."""
-        hidden = self.gpt.hidden(tokens)  # [B, T, D]
-        if lengths is not None:
-            hidden = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]  # [B, D]
-        return self.head(hidden)
+        return self.head(self.gpt.hidden(tokens) if lengths is None else last_hidden(self.gpt, tokens, lengths))
 
     @torch.no_grad()
     def predict(self, texts, batch_size=32):
@@ -296,20 +310,19 @@ def train_classifier(classifier, messages, val_messages=None, *, batch_size=16, 
 
     `weights` [L]: how much a message of each label counts.
     """
-    generator = torch.Generator().manual_seed(seed)
     context, device = classifier.gpt.config.context_length, classifier.head.weight.device
-    data, val = (
-        LabelledTexts(part or [], classifier.tokenizer, context, classifier.labels) for part in (messages, val_messages)
-    )
-    buckets = LengthBuckets(map(len, data.ids), batch_size, generator)
-    loader = DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=generator)
-    val_loader = DataLoader(val, batch_size=64, collate_fn=collate) if len(val) else None
     weight = None if weights is None else weights.to(device)
+
+    def loader_of(messages):
+        data = LabelledTexts(messages, classifier.tokenizer, context, classifier.labels)
+        buckets = LengthBuckets(map(len, data.ids), batch_size, torch.Generator().manual_seed(seed))
+        return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=buckets.generator)
 
     def loss_fn(model, tokens, lengths, labels):
         return classification_loss(model, tokens, lengths, labels, weight if model.training else None)
 
-    return training.train(classifier, loader, val_loader, loss_fn=loss_fn, seed=seed, **settings)
+    val_loader = loader_of(val_messages) if val_messages else None
+    return training.train(classifier, loader_of(messages), val_loader, loss_fn=loss_fn, seed=seed, **settings)
 
 
 def main(argv=None):

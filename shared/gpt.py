@@ -96,8 +96,8 @@ class GPTModel(nn.Module):
             self.head.weight = self.token_embedding.weight
         init_gpt2(self)
 
-    def hidden(self, tokens, cache=None):
-        """The last layer's normalised output [B, T, D]."""
+    def embed(self, tokens, cache=None):
+        """What goes into the first block: token plus position embeddings [B, T, D]."""
         T = tokens.shape[1]
         if T == 0:
             raise ValueError("the input has no tokens")
@@ -108,8 +108,11 @@ class GPTModel(nn.Module):
                 wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][0].item()
                 raise ValueError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
         positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions
-        x = self.token_embedding(tokens) + self.position_embedding(positions)  # [B, T, D]
-        x = self.dropout(x)
+        return self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # [B, T, D]
+
+    def hidden(self, tokens, cache=None):
+        """The last layer's normalised output [B, T, D]."""
+        x = self.embed(tokens, cache)
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache.layer(i))
         return self.final_norm(x)

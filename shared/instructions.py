@@ -246,17 +246,14 @@ def collate_instructions(batch, mask_prompt=True):
     return inputs, targets
 
 
-def instruction_loader(data, batch_size, *, mask_prompt=True, shuffle=True, seed=0):
-    """Batches of `data`, an InstructionData or what `pack` made of one; shuffled ones are of like length."""
-    generator = torch.Generator().manual_seed(seed)
+def instruction_loader(data, batch_size, *, mask_prompt=True, seed=0):
+    """Shuffled batches of `data`, an InstructionData or what `pack` made of one, each of rows of like length."""
+    buckets = LengthBuckets([len(ids) for ids, _ in data], batch_size, torch.Generator().manual_seed(seed))
 
     def collate(batch):
         return collate_instructions(batch, mask_prompt)
 
-    if not shuffle:
-        return DataLoader(data, batch_size=batch_size, collate_fn=collate)
-    buckets = LengthBuckets([len(ids) for ids, _ in data], batch_size, generator)
-    return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=generator)
+    return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=buckets.generator)
 
 
 def answer_loss(model, inputs, targets):

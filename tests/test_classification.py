@@ -27,6 +27,7 @@ from shared.classification import (
     deduplicate,
     encode,
     freeze_except,
+    last_hidden,
     pad,
     parse_messages,
     read_messages,
@@ -189,10 +190,27 @@ def test_the_last_real_token_is_read(classifier):
     every = classifier(tokens)
     assert every.shape == (3, 10, 2)
     chosen = classifier(tokens, torch.tensor([10, 1, 4]))
-    assert torch.equal(chosen, torch.stack([every[0, 9], every[1, 0], every[2, 3]]))
+    assert_close(chosen, torch.stack([every[0, 9], every[1, 0], every[2, 3]]), rtol=1e-5, atol=1e-5)
     assert classifier.head.bias is None
     hidden = classifier.gpt.hidden(tokens)
     assert torch.equal(every, F.linear(hidden, classifier.head.weight))
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"n_layers": 1, "n_heads": 1}], ids=str)
+def test_the_short_cut_through_the_last_block_is_exact(changes):
+    torch.manual_seed(0)
+    gpt = GPTModel(replace(CONFIG, **changes)).eval()
+    for parameter in gpt.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # so that norms, biases and every token matter
+    tokens, lengths = torch.randint(0, CONFIG.vocab_size, (4, 12)), torch.tensor([12, 1, 5, 11])
+    outputs, gradients = [], []
+    for way in (lambda: gpt.hidden(tokens)[torch.arange(4), lengths - 1], lambda: last_hidden(gpt, tokens, lengths)):
+        gpt.zero_grad()
+        outputs.append(way())
+        (outputs[-1] * torch.arange(1.0, CONFIG.emb_dim + 1)).sum().backward()
+        gradients.append([p.grad for name, p in gpt.named_parameters() if name != "head.weight"])
+    assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,5 +1,4 @@
 # Finds the course folder and makes `shared` importable; in a fresh Colab session it fetches the course first.
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,4 +12,3 @@ if ROOT is None:
     raise FileNotFoundError("the folder `shared` was not found: start Jupyter inside the course folder")
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-waiting = os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep: faster on a busy machine

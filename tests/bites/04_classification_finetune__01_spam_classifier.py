@@ -14,10 +14,14 @@ MUTATIONS = [
              replace="return ids or [0]"),
     Mutation("batches are not sorted", find="sorted(order[start : start + group], key=self.lengths.__getitem__)",
              replace="order[start : start + group]"),
-    Mutation("the last column is read", find="hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
-             replace="hidden[:, -1]"),
-    Mutation("the first token is read", find="device=tokens.device), lengths - 1]",
-             replace="device=tokens.device), 0]"),
+    Mutation("the last column is read", find="x[torch.arange(B, device=x.device), last][:, None]",
+             replace="x[:, -1:]"),
+    Mutation("the first token is read", find="x[torch.arange(B, device=x.device), last][:, None]",
+             replace="x[:, :1]"),
+    Mutation("the last token looks at padding", find="<= last[:, None, None, None]",
+             replace="<= T + last[:, None, None, None]"),
+    Mutation("keys and values of unnormalised vectors", find="block.attention.qkv(block.norm1(x))",
+             replace="block.attention.qkv(x)"),
     Mutation("the answers come in the order of their lengths", find="probabilities[rows] = ",
              replace="probabilities[start : start + batch_size] = "),
     Mutation("more than the head learns", find='"head": [classifier.head],',
@@ -31,7 +35,7 @@ MUTATIONS = [
 ]
 
 SMALLER = {
-    "250])": "120])",
+    "[:400])": "[:200])",
     "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::4], val_balanced,",
 }
 WRONG_ANSWERS = {
