@@ -23,7 +23,12 @@ MUTATIONS = [
              replace="thresholds[curve.argmax()].item()"),
 ]
 
-SMALLER = {"= split(messages, seed=1)": "= split(messages[::2], seed=1)", "n_ham=150": "n_ham=50"}
+SMALLER = {
+    "= split(messages, seed=1)": "= split(messages[::2], seed=1)",
+    "per_label=100": "per_label=64",
+    "n_ham=150": "n_ham=50",
+    "for seed in range(5):\n    natural, test": "for seed in range(2):\n    natural, test",
+}
 WRONG_ANSWERS = {
     "seeds_needed": """
         def seeds_needed(alpha):

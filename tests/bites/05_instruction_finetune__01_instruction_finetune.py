@@ -28,10 +28,13 @@ MUTATIONS = [
 
 SMALLER = {
     "few, 4), epochs=20,": "few, 4), epochs=2,",
+    "for _ in range(5):\n    seconds": "for _ in range(1):\n    seconds",
+    "sorted(ratios)[2]": "ratios[0]",
+    "n_batches=2": "n_batches=1",
     "rates=(5e-5, 1e-3)": "rates=(1e-3,)",
     "batch_sizes=(4, 16), search_entries=48, new_tokens=50": "batch_sizes=(4,), search_entries=32, new_tokens=20",
     "train_loader = instruction_loader(train_data,":
-        "train_loader = instruction_loader(InstructionData(training[:160], tokenizer, C),",
+        "train_loader = instruction_loader(InstructionData(training[:144], tokenizer, C),",
 }
 WRONG_ANSWERS = {
     "answer_mask": """
