@@ -1,9 +1,11 @@
 """The lessons as files: where they are, how they are read and written."""
 
 import re
+import sys
 from pathlib import Path
 
-import nbformat
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build a grammar of web addresses: two seconds a start
+import nbformat  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_CELL = (ROOT / "tools" / "setup_cell.py").read_text(encoding="utf-8").strip()  # the same in every lesson
