@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D width of the model, V vocabulary.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from shared.attention import MultiHeadAttention
@@ -96,8 +97,12 @@ class GPTModel(nn.Module):
             self.head.weight = self.token_embedding.weight
         init_gpt2(self)
 
-    def embed(self, tokens, cache=None):
-        """What goes into the first block: token plus position embeddings [B, T, D]."""
+    def embed(self, tokens, cache=None, sparse=False):
+        """What goes into the first block: token plus position embeddings [B, T, D].
+
+        sparse=True: the gradient of the token embedding holds the rows of these tokens only. That is for a loss that
+        gives the same matrix a dense gradient too, as a tied head does; the sum of the two is dense.
+        """
         T = tokens.shape[1]
         if T == 0:
             raise ValueError("the input has no tokens")
@@ -108,11 +113,16 @@ class GPTModel(nn.Module):
                 wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][0].item()
                 raise ValueError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
         positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions
-        return self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # [B, T, D]
+        if sparse:
+            lookup = torch.compiler.disable(F.embedding)  # compiled gradients are dense
+            x = lookup(tokens, self.token_embedding.weight, sparse=True)
+        else:
+            x = self.token_embedding(tokens)
+        return self.dropout(x + self.position_embedding(positions))  # [B, T, D]
 
-    def hidden(self, tokens, cache=None):
+    def hidden(self, tokens, cache=None, sparse=False):
         """The last layer's normalised output [B, T, D]."""
-        x = self.embed(tokens, cache)
+        x = self.embed(tokens, cache, sparse)
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache.layer(i))
         return self.final_norm(x)

@@ -1,9 +1,10 @@
 """Speed and memory beside the peers: `python -m tests.benchmarks [train] [generate] [tokenizer] [classify]`.
 
 Peers: `transformers` (GPT2LMHeadModel) and the PyPI package `llms-from-scratch` (its fast class; left out where it is
-not installed, see requirements.txt beside this file). All variants run in one process, in turn, round by round; the
-table gives the median of the rounds and each variant's speed relative to the fastest peer. Peak memory is measured in
-a process of its own for each variant. Numbers depend on the machine: the last line names it.
+not installed, see requirements.txt beside this file). All variants run in one process, round by round, in an order
+drawn anew for each round, since the memory that one leaves behind may help or hinder the next. The table gives the
+median of the rounds and each variant's speed relative to the fastest peer. Peak memory is measured in a process of its
+own for each variant. Numbers depend on the machine: the last line names it.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -104,12 +106,12 @@ clock = CLOCKS["wall"]
 
 
 def rounds(variants, n_rounds, warmup=1):
-    """Seconds of each variant's calls, round by round, so that a disturbance meets all of them."""
-    times = {name: [] for name in variants}
+    """Median seconds of each variant's calls, round by round, so that a disturbance meets all of them."""
+    times, order = {name: [] for name in variants}, random.Random(0)
     for i in range(n_rounds + warmup):
-        for name, function in variants.items():
+        for name in order.sample(list(variants), len(variants)):
             started = clock()
-            function()
+            variants[name]()
             if i >= warmup:
                 times[name].append(clock() - started)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -163,7 +165,7 @@ def bench_generate(n_new, n_rounds, device):
         base = batch * n_new / best["transformers"][1]
         for name, (dtype, seconds) in best.items():
             value = batch * n_new / seconds
-            rows.append({"what": f"generate 124M, batch {batch}", "variant": f"{name} ({dtype})",
+            rows.append({"what": f"generate 124M, {n_new} tokens, batch {batch}", "variant": f"{name} ({dtype})",
                          "value": round(value, 1), "unit": "tokens/s", "ratio": round(value / base, 2)})  # fmt: skip
     return rows
 
@@ -234,7 +236,7 @@ def main():
     parser.add_argument("--size", choices=list(SIZES), default="30m")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--no-memory", action="store_true", help="speed only")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that is not alone")
     parser.add_argument("--out", default="build/benchmarks.json")

@@ -20,13 +20,15 @@ MUTATIONS = [
              find='optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})',
              replace="pass"),
     Mutation("the random state is not restored", find='torch.set_rng_state(tensors["random.cpu"])', replace="pass"),
-    Mutation("nothing is learned by heart: the rate is far too low", find="3e-3, 60,", replace="1e-5, 60,"),
+    Mutation("nothing is learned by heart: the text is read once", find='settings = {"epochs": epochs,',
+             replace='settings = {"epochs": 1,'),
 ]
 
-# One seed a recipe: what the seeds show is nbval's to see.
+# One recipe, one seed: what the others show is nbval's to see.
 SMALLER = {
     "True, 4, 420, 3e-3, 60,": "True, 4, 340, 3e-3, 60,",
-    "trial(seed, **recipe) for seed in range(3)": "trial(seed, **recipe) for seed in range(1)",
+    "trial(seed, **recipe) for seed in range(3)": "trial(seed, lr=3e-3) for seed in range(1)",
+    "for name, recipe in recipes.items()}": 'for name in ["plain, lr 0.003"]}',
     "plt.plot(lowest, [name] * 3,": "plt.plot(lowest, [name],",
     "tied=False) for seed in range(3)": "tied=False) for seed in range(1)",
     "init=init_defaults) for seed in range(3)": "init=init_defaults) for seed in range(1)",
