@@ -28,7 +28,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -407,6 +406,8 @@ def read_metrics(out):
 
 def plot_metrics(out):
     """Draw OUT/loss.png: loss against tokens."""
+    from matplotlib.figure import Figure
+
     entries = read_metrics(out)
     evaluated = [entry for entry in entries if entry.get("val_loss") is not None]
     figure = Figure(figsize=(7, 4), layout="constrained")

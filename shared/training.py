@@ -13,7 +13,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -374,6 +373,8 @@ def unshared(model):
 
 def plot_losses(history, title=None):
     """Training and validation loss against steps, with the perplexity on the right-hand axis."""
+    import matplotlib.pyplot as plt  # not above: it takes most of a second, which programs without a plot can save
+
     figure, axis = plt.subplots(figsize=(6, 3.5))
     axis.plot(history.step, history.train_loss, "-", label="training")
     if any(value is not None for value in history.val_loss):

@@ -36,7 +36,7 @@ MUTATIONS = [
 
 SMALLER = {
     "[:400])": "[:200])",
-    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::4], val_balanced,",
+    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::5], val_balanced[::2],",
 }
 WRONG_ANSWERS = {
     "near_duplicates": """
