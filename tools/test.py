@@ -1,7 +1,7 @@
 """Prove the course: `python -m tools.test [--all] [pytest's own arguments]`.
 
-One pass: ruff, then pytest over tests/ and every lesson, spread over a few workers. `--all` adds two passes: one with
-the network blocked, no mirror and an empty data folder, and one with the package versions of Colab. Arguments of pytest
+One pass: ruff, then pytest over tests/ and every lesson, spread over two workers. `--all` adds two passes: one with the
+network blocked, no mirror and an empty data folder, and one with the package versions of Colab. Arguments of pytest
 name a part, for instance: python -m tools.test -k mask 02_attention
 """
 
@@ -16,21 +16,19 @@ from tools import setup
 ROOT = setup.ROOT
 COLAB = "tests/requirements-colab.txt"
 COLAB_VENV = ROOT / "build" / "colab-venv"
-CORES = os.cpu_count() or 1
-WORKERS = min(4, CORES + 1)  # one more than the cores: tests also wait, for kernels that start and for other processes
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 
 
 def pytest_command(python, arguments):
-    """pytest over several workers, each with its share of the threads, unless the arguments say otherwise."""
+    """pytest over two workers, each with its share of the threads, unless the arguments say otherwise."""
     spread = [] if any(a.startswith(("-n", "--numprocesses", "--pdb")) for a in arguments) else [
-        "-n", str(WORKERS), "--dist", "loadfile"]
+        "-n", "2", "--dist", "loadfile"]
     early = ["-p", "tools.notebooks"]  # before nbval imports nbformat, which then takes two seconds longer
     return [str(python), "-m", "pytest", *early, *spread, *arguments]
 
 
 def shared_out(environment):
-    threads = str(max(1, CORES // WORKERS))
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
     fair = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     return fair | environment | {"PYTHONUTF8": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
