@@ -117,13 +117,7 @@ def pytest_collection_modifyitems(items):
     if real and missing_data():
         for item in real:
             item.options["check"] = False
-    place = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
-
-    def longest_first(item):  # so that at the end no worker waits for another: bites, late lessons, the other tests
-        kind = 0 if "test_bites.py" in item.nodeid else 1 if isinstance(item, nbval.plugin.IPyNbCell) else 2
-        return kind, -place[item.path]
-
-    items.sort(key=longest_first)
+    items.sort(key=lambda item: "test_bites.py" not in item.nodeid)  # the longest first
 
 
 def tags_of(item):
