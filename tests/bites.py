@@ -26,12 +26,20 @@ A lesson that trains for long may say how it is made smaller for this, since nbv
 
     SMALLER = {"examples=3600": "examples=800"}
 
+and which cells, each named by some text that no other has, are left out, since no later one needs what they measure
+or draw:
+
+    LEFT_OUT = ["recipes = {"]
+
 How: a lesson runs once, in one process, as plain Python; at each cell that a mutation touches the process forks, and
-the child goes on with the mutated cell while the parent waits. `python -m tests.bites NOTEBOOK ...` prints the table.
+the child goes on with the mutated cell while the parent waits. That process is itself forked, from a server that has
+imported PyTorch once for all lessons, which saves some seconds each. `python -m tests.bites NOTEBOOK ...` prints the
+table.
 """
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -41,6 +49,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import traceback
@@ -54,6 +63,7 @@ from tools import notebooks
 ROOT = notebooks.ROOT
 NOT_ATTEMPTED = "not attempted yet"
 BROKEN_PROGRAM = (NameError, SyntaxError, ImportError)
+PRELOADED = ("torch", "torch._dynamo", "matplotlib.pyplot")  # the second is what an optimizer imports when first made
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,14 @@ def bites_file(path, folder=ROOT / "tests" / "bites"):
 
 
 def load_bites(path):
-    """(MUTATIONS, WRONG_ANSWERS, SMALLER) of a bites file; the last is empty where there is none."""
+    """(MUTATIONS, WRONG_ANSWERS, SMALLER, LEFT_OUT) of a bites file; the last two are empty where there are none."""
     if not Path(path).is_file():
         raise BitesError(f"there is no {Path(path).name} in tests/bites")
     spec = importlib.util.spec_from_file_location("bites_of_a_lesson", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     answers = {name: textwrap.dedent(answer).strip() for name, answer in module.WRONG_ANSWERS.items()}
-    return list(module.MUTATIONS), answers, getattr(module, "SMALLER", {})
+    return list(module.MUTATIONS), answers, getattr(module, "SMALLER", {}), getattr(module, "LEFT_OUT", [])
 
 
 def plain_python(source):
@@ -122,6 +132,16 @@ def smaller(cells, changes):
     """The cells with each of `changes` {old: new} made; raises BitesError where an old text is not there once."""
     for old, new in changes.items():
         cells = cells | mutated_cells(Mutation("SMALLER", old, new), cells)
+    return cells
+
+
+def without(cells, left_out):
+    """The cells but for those that contain one of these texts; raises BitesError where a text is not in one cell."""
+    for text in left_out:
+        found = [i for i, source in cells.items() if text in source]
+        if len(found) != 1:
+            raise BitesError(f"LEFT_OUT: {text!r} should be in one cell: {found or 'in none'}")
+        cells = {i: source for i, source in cells.items() if i != found[0]}
     return cells
 
 
@@ -229,10 +249,11 @@ def row(kind, name, good, result):
             else result["outcome"]}
 
 
-def run_lesson(path, mutations, answers, changes=None):
+def run_lesson(path, mutations, answers, changes, left_out):
     """All mutations and exercises of one notebook, in this process: a list of rows (kind, name, good, says)."""
     notebook = notebooks.read(path)
-    cells = smaller(code_of(notebook), changes or {})
+    cells = smaller(code_of(notebook), changes)
+    cells = without(cells, left_out)
     rows, touched = [], {}
     for mutation in mutations:
         try:
@@ -277,38 +298,61 @@ def run_lesson(path, mutations, answers, changes=None):
     return rows
 
 
-def work(notebook, bites, report):
-    """The body of the subprocess, which runs in the notebook's folder and, as forks demand, in one thread."""
-    with contextlib.suppress(ImportError):
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # no thread beside the main one
-    warnings.filterwarnings("ignore", message=".*non-interactive.*")
+def work(notebook, bites):
+    """What a child of the server does, in the notebook's folder: {"rows": ...} or {"error": what went wrong}."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.path.insert(0, "")
     os.chdir(Path(notebook).parent)
     try:
-        result = {"rows": run_lesson(notebook, *load_bites(bites))}
+        return {"rows": run_lesson(notebook, *load_bites(bites))}
     except BitesError as error:
-        result = {"error": str(error)}
-    Path(report).write_text(json.dumps(result), encoding="utf-8")
+        return {"error": str(error)[-20_000:]}
+    except BaseException:
+        return {"error": f"the engine failed:\n{traceback.format_exc()[-20_000:]}"}
 
 
-def report_on(notebook, bites, report, seconds=900):
-    """Run a lesson's bites in a fresh process: rows; BitesError if the lesson or its list cannot be run.
+def serve():
+    """The body of the server: a child for each line of standard input (seconds, notebook, bites), a line for each."""
+    from tqdm import tqdm
 
-    `report` is a path for the child's report.
-    """
-    notebook, bites, report = (Path(path).resolve() for path in (notebook, bites, report))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # nothing that a lesson starts may write between the answers
+    for name in PRELOADED:
+        importlib.import_module(name)
+    tqdm.monitor_interval = 0  # forks demand one thread
+    warnings.filterwarnings("ignore", message=".*non-interactive.*")
+    for line in sys.stdin:
+        seconds, notebook, bites = json.loads(line)
+        print(json.dumps(in_a_fork(seconds, work, notebook, bites)), file=answers, flush=True)
+
+
+@functools.cache
+def server():
+    """The server of this process, which ends with it, and the file with what it and its children say."""
     environment = os.environ | {"LLM_SCALE": "quick", "LLM_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "",
                                 "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment.pop("LLM_TEXT", None)
-    done = subprocess.run([sys.executable, "-c", "import sys; from tests import bites; bites.work(*sys.argv[1:])",
-                           notebook, bites, report], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds)
-    if done.returncode:
-        raise BitesError(f"the process ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    result = json.loads(report.read_text(encoding="utf-8"))
+    said = tempfile.TemporaryFile()
+    command = [sys.executable, "-c", "from tests import bites; bites.serve()"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=said, text=True, encoding="utf-8"), said
+
+
+def report_on(notebook, bites, seconds=900):
+    """Run a lesson's bites in a process of its own: rows; BitesError if the lesson or its list cannot be run."""
+    process, said = server()
+    before = os.fstat(said.fileno()).st_size
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps([seconds, *(str(Path(path).resolve()) for path in (notebook, bites))]) + "\n")
+        process.stdin.flush()
+    answer = process.stdout.readline()
+    result = json.loads(answer) if answer else {"outcome": "server died"}
+    if "outcome" in result:
+        if not answer:
+            server.cache_clear()
+        text = os.pread(said.fileno(), 10**6, before).decode(errors="replace")
+        raise BitesError(f"the lesson's process: {result['outcome']}\n{text[-4000:]}")
     if "error" in result:
         raise BitesError(result["error"])
     return result["rows"]
@@ -319,18 +363,15 @@ def table(rows):
 
 
 def main():
-    import tempfile
-
     failed = False
     for path in [Path(a) for a in sys.argv[1:]] or notebooks.lessons():
         start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                rows = report_on(path, bites_file(path.resolve()), Path(folder) / "report.json")
-                failed |= not all(r["good"] for r in rows)
-                said = table(rows)
-            except BitesError as error:
-                failed, said = True, f"FAIL {error}"
+        try:
+            rows = report_on(path, bites_file(path.resolve()))
+            failed |= not all(r["good"] for r in rows)
+            said = table(rows)
+        except BitesError as error:
+            failed, said = True, f"FAIL {error}"
         print(f"{notebooks.name_of(path.resolve())} ({time.monotonic() - start:.1f} s)\n{textwrap.indent(said, '  ')}")
     return int(failed)
 

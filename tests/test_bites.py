@@ -16,8 +16,8 @@ LESSONS = notebooks.lessons()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=[notebooks.name_of(path) for path in LESSONS])
-def test_lesson(path, tmp_path):
-    rows = bites.report_on(path, bites.bites_file(path), tmp_path / "report.json")
+def test_lesson(path):
+    rows = bites.report_on(path, bites.bites_file(path))
     print(bites.table(rows))
     assert sum(row["kind"] == "mutation" for row in rows) >= 3, "at least three mutations a lesson"
     failed = [row for row in rows if not row["good"]]
@@ -54,7 +54,7 @@ MINUS = bites.Mutation("minus", find="pair.a + pair.b", replace="pair.a - pair.b
 WRONG = {"double": "def double(x):\n    return x + 2"}
 
 
-def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG, changes=None):
+def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG, changes=None, left_out=()):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     for cell in notebook.cells:
         if cell.source.startswith("#@title Solution"):
@@ -62,8 +62,9 @@ def toy_rows(tmp_path, cells=PLAIN, mutations=(MINUS,), answers=WRONG, changes=N
     path, listed = tmp_path / "toy.ipynb", tmp_path / "toy_bites.py"
     notebooks.write(notebook, path)
     listed.write_text(f"from tests.bites import Mutation\nMUTATIONS = {list(mutations)!r}\n"
-                      f"WRONG_ANSWERS = {answers!r}\nSMALLER = {changes or {}!r}\n", encoding="utf-8")
-    return bites.report_on(path, listed, tmp_path / "report.json")
+                      f"WRONG_ANSWERS = {answers!r}\nSMALLER = {changes or {}!r}\nLEFT_OUT = {list(left_out)!r}\n",
+                      encoding="utf-8")
+    return bites.report_on(path, listed)
 
 
 def only(rows, kind):
@@ -141,12 +142,35 @@ def test_engine_names_the_cell_that_fails_untouched(tmp_path):
         toy_rows(tmp_path, ["!ls"])
 
 
+def test_a_lesson_that_takes_its_process_down_is_named_and_the_next_one_runs(tmp_path):
+    crash = "import os, sys\nos.write(2, b'last words')\nos._exit(3)"
+    with pytest.raises(bites.BitesError, match="died(.|\n)*last words"):
+        toy_rows(tmp_path, [crash])
+    assert all(row["good"] for row in toy_rows(tmp_path))
+    server, _ = bites.server()
+    server.kill()
+    server.wait()
+    with pytest.raises(bites.BitesError, match="server died"):
+        toy_rows(tmp_path)
+    assert all(row["good"] for row in toy_rows(tmp_path))
+
+
 def test_a_lesson_is_made_smaller(tmp_path):
     for new, says in (("total(Pair(2, 2)) == 4", "raised"), ("total(Pair(0, 0)) == 0", "nothing raised")):
         rows = toy_rows(tmp_path, changes={"total(Pair(2, 3)) == 5": new})
         assert says in only(rows, "mutation")["says"]
     with pytest.raises(bites.BitesError, match="'SMALLER': 'Pear' should be found 1 time"):
         toy_rows(tmp_path, changes={"Pear": "Pair"})
+
+
+def test_cells_are_left_out(tmp_path):
+    cells = [PLAIN[0], "raise SystemExit('never run')", *PLAIN[1:]]
+    assert all(row["good"] for row in toy_rows(tmp_path, cells, left_out=["SystemExit"]))
+    (row,) = (row for row in toy_rows(tmp_path, left_out=["total(Pair(2, 3))"]) if row["name"] == "minus")
+    assert not row["good"] and row["says"] == "nothing raised"
+    for text, found in (("no such text", "in none"), ("(Pair(", r"\[2, 3\]")):
+        with pytest.raises(bites.BitesError, match=f"should be in one cell: {found}"):
+            toy_rows(tmp_path, left_out=[text])
 
 
 def test_a_lesson_without_a_list_is_an_error():

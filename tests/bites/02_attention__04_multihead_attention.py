@@ -25,6 +25,11 @@ MUTATIONS = [
     Mutation("two heads get as little as one", find="model = MultiHeadAttention(4 * N, n_heads)",
              replace="model = MultiHeadAttention(4 * N, 1)"),
 ]
+LEFT_OUT = [
+    "device = get_device()", "models = [train_small(seed)",
+    "maps = attention_weights(models[0]", "def without_head", "carried = Finished(D, H)",
+]
+
 WRONG_ANSWERS = {
     "one_head_only": """
         def one_head_only(layer, x, h):

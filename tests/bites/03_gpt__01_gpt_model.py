@@ -21,6 +21,9 @@ MUTATIONS = [
     Mutation("attention counted half", find="12 * config.n_layers", replace="6 * config.n_layers"),
 ]
 
+SMALLER = {'replace(GPT2_CONFIGS["gpt2"], vocab_size=tokenizer.n_vocab)':
+               'replace(GPT2_CONFIGS["gpt2"], vocab_size=tokenizer.n_vocab, emb_dim=384, n_layers=4)'}
+
 WRONG_ANSWERS = {
     "rms_norm": """
         def rms_norm(x, weight, eps=1e-5):

@@ -33,6 +33,8 @@ MUTATIONS = [
              replace="yield tokenizer.decode([token])"),
 ]
 
+LEFT_OUT = ["lengths, seconds =", 'seconds["uncached"]], "k--s"', "handed = FinishedGPT"]
+
 WRONG_ANSWERS = {
     "keep_above": """
         def keep_above(logits, epsilon):

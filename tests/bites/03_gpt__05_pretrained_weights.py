@@ -23,6 +23,8 @@ MUTATIONS = [
     Mutation("Wilson's centre is forgotten", find="k / n + z * z / (2 * n), z *", replace="k / n, z *"),
 ]
 
+LEFT_OUT = ["def from_transformers", "sentence = ", "by_context = {}", "wiki_file = ", "shares = [(", "what for what"]
+
 WRONG_ANSWERS = {
     "merge_qkv": """
         def merge_qkv(q, k, v):

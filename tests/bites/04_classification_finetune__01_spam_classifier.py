@@ -38,6 +38,10 @@ SMALLER = {
     "[:400])": "[:200])",
     "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::5], val_balanced[::2],",
 }
+LEFT_OUT = [
+    "random_heads = ", "left.plot(*roc_curve", "threshold = 1 - rate", "kept = torch.tensor(",
+    "zip(axes, (balanced_result", "wrong = [i for i", "inbox = Path(", "handed = finished.SpamClassifier",
+]
 WRONG_ANSWERS = {
     "near_duplicates": """
         def near_duplicates(train, test):

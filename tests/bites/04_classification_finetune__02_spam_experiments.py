@@ -30,6 +30,7 @@ SMALLER = {
     "n_ham=150": "n_ham=50",
     "for seed in range(5):\n    natural, test": "for seed in range(2):\n    natural, test",
 }
+LEFT_OUT = ["survived = {}", "k = survived[", "alone = model.predict", "transfer = {"]
 WRONG_ANSWERS = {
     "seeds_needed": """
         def seeds_needed(alpha):
