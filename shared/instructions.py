@@ -265,7 +265,7 @@ def answer_loss(model, inputs, targets):
     return hidden_loss(model, model.hidden(inputs)[counts], targets[counts])
 
 
-def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=16, template=ALPACA, **sampling):
+def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=32, template=ALPACA, **sampling):
     """The model's answer to each entry, in their order: a list of texts. `sampling` are settings of `generate`.
 
     Prompts of like length are answered together. One that leaves less room in the context than 32 tokens (or
