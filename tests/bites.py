@@ -306,9 +306,9 @@ def work(notebook, bites):
     try:
         return {"rows": run_lesson(notebook, *load_bites(bites))}
     except BitesError as error:
-        return {"error": str(error)[-20_000:]}
+        return {"error": str(error)[-8_000:]}
     except BaseException:
-        return {"error": f"the engine failed:\n{traceback.format_exc()[-20_000:]}"}
+        return {"error": f"the engine failed:\n{traceback.format_exc()[-8_000:]}"}
 
 
 def serve():
