@@ -24,7 +24,6 @@ MUTATIONS = [
              replace='settings = {"epochs": 1,'),
 ]
 
-# One recipe, one seed: what the others show is nbval's to see.
 SMALLER = {"True, 4, 420, 3e-3, 60,": "True, 4, 340, 3e-3, 60,"}
 LEFT_OUT = ["recipes = {", "kinds = {", "def alikeness"]
 WRONG_ANSWERS = {

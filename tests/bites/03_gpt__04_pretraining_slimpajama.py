@@ -26,9 +26,7 @@ MUTATIONS = [
              replace="return 2 * n_parameters * n_tokens / (chips"),
 ]
 
-SMALLER = {
-    "8, 80_000, (16, 32, 64)": "8, 40_000, (16, 32, 48)",
-}
+SMALLER = {"8, 80_000, (16, 32, 64)": "8, 40_000, (16, 32, 64)"}
 LEFT_OUT = ["runs = {width:", "np.polyfit(", "for optimizer in ("]
 WRONG_ANSWERS = {
     "mostly_bullets": """

@@ -27,7 +27,6 @@ SMALLER = {
     "= split(messages, seed=1)": "= split(messages[::2], seed=1)",
     "per_label=100": "per_label=64",
     "train_reader(pretrained=False)[1]": "scores.flip(0)",
-    "n_ham=150": "n_ham=50",
     "for seed in range(5):\n    natural, test": "for seed in range(2):\n    natural, test",
 }
 LEFT_OUT = ["survived = {}", "k = survived[", "alone = model.predict", "transfer = {"]

@@ -46,8 +46,8 @@ MUTATIONS = [
 ]
 
 SMALLER = {
-    "train=640": "train=240", "answers=100, new_tokens=40, mmlu=96, items=60, summaries=40":
-        "answers=40, new_tokens=25, mmlu=24, items=24, summaries=12",
+    "train=640": "train=240",
+    "answers=100, new_tokens=40, mmlu=96, items=60": "answers=40, new_tokens=25, mmlu=24, items=24",
 }
 LEFT_OUT = [
     "benchmarks = {", "conversations = [", "counts = [int(", "def key_of", "told = {", "def cell_of",
