@@ -1,7 +1,8 @@
 """Where and how the code runs: device, number format, scale and seed.
 
-Two environment variables are read here and nowhere else: `LLM_DEVICE` (for example `cpu`, `cuda:1`, `mps`) and
-`LLM_SCALE` (`quick` or `full`). Nothing is decided at import time.
+Three environment variables are read here and nowhere else: `LLM_DEVICE` (for example `cpu`, `cuda:1`, `mps`),
+`LLM_DTYPE` (`auto`, `float32`, `bfloat16` or `float16`) and `LLM_SCALE` (`quick` or `full`). Nothing is decided at
+import time.
 """
 
 import os
@@ -35,26 +36,36 @@ def get_device():
 def autocast_dtype(device, explain=False):
     """The number format for mixed precision on `device`: torch.bfloat16, torch.float16 or None (stay in float32).
 
-    The hardware is asked, not `is_bf16_supported()`: a T4 answers yes to that and then emulates.
-    With `explain=True` returns `(dtype, reason)`.
+    `LLM_DTYPE` decides; where it is `auto` or not set, what the hardware is fast in. With `explain=True` returns
+    `(dtype, reason)`. Raises ValueError for any other value, and for float16 on a CPU.
     """
     device = torch.device(device)
+    fast, reason = _fast_dtype(device)
+    wanted = os.environ.get("LLM_DTYPE", "auto").strip().lower() or "auto"
+    formats = {"auto": fast, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted not in formats:
+        raise ValueError(f"LLM_DTYPE is {wanted!r}; it must be one of {', '.join(formats)}")
+    if wanted == "float16" and device.type == "cpu":
+        raise ValueError("LLM_DTYPE=float16 needs a GPU; on a CPU use auto, float32 or bfloat16")
+    if wanted != "auto":
+        other = formats[wanted] not in (fast, None)  # slower here than what `auto` would choose
+        reason = f"LLM_DTYPE asks for it{f' (auto would not: {reason})' if other else ''}"
+    return (formats[wanted], reason) if explain else formats[wanted]
+
+
+def _fast_dtype(device):
+    """What `auto` chooses, and why. The hardware is asked, not `is_bf16_supported()`: a T4 says yes, and emulates."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
-            choice = torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 units"
-        else:
-            choice = torch.float16, f"compute capability {major}.{minor} is below 8.0: float16 with a gradient scaler"
-    elif device.type == "cpu":
-        flags = _cpu_flags()
-        found = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+            return torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 units"
+        return torch.float16, f"compute capability {major}.{minor} is below 8.0: float16 with a gradient scaler"
+    if device.type == "cpu":
+        found = [name for name in ("amx_bf16", "avx512_bf16") if name in _cpu_flags()]
         if found:
-            choice = torch.bfloat16, f"this CPU multiplies bfloat16 in hardware ({', '.join(found)})"
-        else:
-            choice = None, "this CPU has no bfloat16 units (AMX or AVX512-BF16): mixed precision would be slower"
-    else:
-        choice = None, f"not measured to be faster on {device.type}"
-    return choice if explain else choice[0]
+            return torch.bfloat16, f"this CPU multiplies bfloat16 in hardware ({', '.join(found)})"
+        return None, "this CPU has no bfloat16 units (AMX or AVX512-BF16): mixed precision would be slower"
+    return None, f"not measured to be faster on {device.type}"
 
 
 def _cpu_flags():

@@ -248,6 +248,16 @@ def test_a_run_learns_and_leaves_a_hugging_face_folder(unbroken, corpus):
     assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
+def test_a_run_learns_in_each_number_format(number_format, optimizer, corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_DTYPE", number_format)
+    run(corpus, tmp_path / "run", "--optimizer", optimizer, "--dropout", "0")
+    losses = [entry["loss"] for entry in pretrain.read_metrics(tmp_path / "run")]
+    assert f"| {number_format}: LLM_DTYPE asks for it" in capsys.readouterr().out
+    assert losses[-1] < losses[0] - 0.4
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_killed_or_stopped_a_run_resumes_bit_for_bit(unbroken, corpus, tmp_path):
     killed, stopped = start(corpus, tmp_path / "killed"), start(corpus, tmp_path / "stopped")
@@ -273,8 +283,9 @@ def test_killed_or_stopped_a_run_resumes_bit_for_bit(unbroken, corpus, tmp_path)
 
 @pytest.mark.skipif(os.name == "nt", reason="gloo needs more set-up on Windows")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_reach_the_losses_of_one(corpus, tmp_path, kind):
-    """The first half is one process's, the second that of two, from its checkpoint."""
+def test_two_processes_reach_the_losses_of_one(corpus, tmp_path, kind, monkeypatch):
+    """The first half is one process's, the second that of two, from its checkpoint; in float32, to be equal."""
+    monkeypatch.setenv("LLM_DTYPE", "float32")
     plain = ["--dropout", "0", "--min-lr", "3e-3", "--warmup", "0"]
     run(corpus, tmp_path / "one", *plain, "--tokens", "3072")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
@@ -282,7 +293,8 @@ def test_two_processes_reach_the_losses_of_one(corpus, tmp_path, kind):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT[1],
                "--data", str(corpus), "--out", str(tmp_path / "two"), *RUN, *plain, "--resume"]  # fmt: skip
     command += ["--fsdp"] * (kind == "fsdp")
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=90)
+    environment = ENVIRONMENT | {"LLM_DTYPE": "float32"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes" in done.stdout
     ours, theirs = metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one")

@@ -47,6 +47,12 @@ def loaders():
     return create_dataloader(IDS, 16, 4), create_dataloader(IDS[:300], 16, 4, shuffle=False)
 
 
+def in_float32(model, inputs, targets):
+    """`next_token_loss` in float32 whatever the machine trains in: for what must be equal to rounding."""
+    with torch.autocast("cpu", enabled=False):
+        return next_token_loss(model, inputs, targets)
+
+
 def same_weights(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
@@ -163,7 +169,7 @@ def test_accumulated_gradient_equals_that_of_the_large_batch():
     y[3, 2:] = IGNORE  # the last batch has fewer targets that count
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     results = [
-        training_step(model, batches, next_token_loss, torch.optim.SGD(model.parameters(), lr=1.0), scaler, None)
+        training_step(model, batches, in_float32, torch.optim.SGD(model.parameters(), lr=1.0), scaler, None)
         for model, batches in ((whole, [(x, y)]), (parts, [(x[:1], y[:1]), (x[1:3], y[1:3]), (x[3:], y[3:])]))
     ]
     assert_close(results[0][0], results[1][0])
@@ -203,13 +209,15 @@ def test_evaluate_counts_every_target_once():
     y[2, 1:] = IGNORE
     expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten()).item()
     model.train()
-    assert abs(evaluate(model, [(x[:2], y[:2]), (x[2:], y[2:])]) - expected) < 1e-5
+    assert abs(evaluate(model, [(x[:2], y[:2]), (x[2:], y[2:])], in_float32) - expected) < 1e-5
     assert model.training
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(model, [])
 
 
-def test_training_learns_and_reports():
+@pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
+def test_training_learns_and_reports(number_format, monkeypatch):
+    monkeypatch.setenv("LLM_DTYPE", number_format)
     ids = torch.arange(60).repeat(40)  # after i comes i + 1
     model = make(config=replace(CONFIG, drop_rate=0.0))
     loader, val = create_dataloader(ids, 16, 8), create_dataloader(ids[:400], 16, 8, shuffle=False)
