@@ -103,8 +103,11 @@ def open_url(method, url, seconds, **settings):
     """
     waited = 0
     for attempt in itertools.count():
-        response = _in_time(seconds, requests.request, method, url, stream=True, timeout=(CONNECT_TIMEOUT, seconds),
-                            **settings)  # fmt: skip
+        try:
+            response = _in_time(seconds, requests.request, method, url, stream=True, timeout=(CONNECT_TIMEOUT, seconds),
+                                **settings)  # fmt: skip
+        except urllib3.exceptions.LocationParseError as error:
+            raise requests.exceptions.InvalidURL(error) from None
         pause = _pause(response, attempt, method)
         if pause is None or pause > PATIENCE - waited:
             return response

@@ -1,11 +1,13 @@
 """`shared.data` and `shared.download` against a local HTTP server that does everything wrong, and with no server."""
 
+import email.utils
 import errno
 import gzip
 import hashlib
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -51,6 +53,8 @@ class Server(LocalServer):
                 except OSError:  # the client has gone
                     outer.sent.append(None)
 
+            do_POST = do_GET
+
             def log_message(self, *args):
                 pass
 
@@ -90,8 +94,56 @@ def body(content, *, ranges=True, cut=None, length=None, hold=None):
     return answer
 
 
-def status(code):
-    return lambda handler: handler.send_error(code)
+def status(code, after=None):
+    """An error; `after`: when to come again."""
+
+    def answer(handler):
+        handler.send_response(code)
+        if after is not None:
+            handler.send_header("Retry-After", after)
+        handler.end_headers()
+
+    return answer
+
+
+def encoded(content, encoding, cut=None):
+    """A file with a Content-Encoding, which no Accept-Encoding asked for; a range is one of the encoded bytes."""
+
+    def answer(handler):
+        start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Encoding", encoding)
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        handler.wfile.write(content[start:][:cut])
+        return len(content[start:][:cut])
+
+    return answer
+
+
+def endless(block, pause=0, head=True, chunked=False):
+    """What never ends: of a header, or of a body with or without chunks; at full speed or with a `pause`."""
+
+    def answer(handler):
+        if chunked:
+            handler.protocol_version = "HTTP/1.1"
+        if head:
+            handler.send_response(200)
+            handler.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")))
+            handler.end_headers()
+        else:
+            handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+        sent = 0
+        try:
+            while sent < 2**30:
+                handler.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if chunked else block)
+                sent += len(block)
+                time.sleep(pause) if pause else None
+        except OSError:
+            pass
+        return sent
+
+    return answer
 
 
 def silent(seconds):
@@ -408,6 +460,228 @@ def test_unknown_host_and_closed_port(server, monkeypatch):
     with pytest.raises(data.DownloadError, match="its name is not known here"):
         data.fetch("thing")
     assert looked_up == ["name.invalid", "127.0.0.1"]  # each of them once, and never again
+
+
+# --- servers that push back, encode, never end, or send something else -----------------------------------------------
+
+
+@pytest.fixture
+def sleeps(monkeypatch):
+    """The pauses that were made, none of which takes time."""
+    pauses = []
+    monkeypatch.setattr(download, "PAUSE", 0.5)
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_in_seconds(server, sleeps, capsys, code):
+    add(server.serve("/a", *[status(code, "7")] * 5, body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert sleeps == [7, 7, 7, 7, 8]  # the last is our own, by then longer, pause
+    assert f"127.0.0.1: HTTP {code} " in (out := capsys.readouterr().out) and "asking again in 7 s" in out
+
+
+def test_retry_after_as_a_date(server, sleeps):
+    add(server.serve("/a", status(429, email.utils.formatdate(time.time() + 20, usegmt=True)), body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert len(sleeps) == 1 and 15 < sleeps[0] <= 20
+
+
+@pytest.mark.parametrize("after", [None, "0", "soon", "-5", "", "Mon, 99 Nonsense", email.utils.formatdate(1e9)])
+def test_too_many_requests_without_a_time_to_wait(server, sleeps, after):
+    add(server.serve("/a", *[status(429, after)] * 4, body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert sleeps == [0.5, 1, 2, 4]
+
+
+@pytest.mark.parametrize("after", ["3600", "9" * 400, email.utils.formatdate(time.time() + 86_400)])
+def test_server_that_asks_for_too_much_patience(server, sleeps, after):
+    add(server.serve("/a", status(429, after)), server.serve("/b", status(503, after)))
+    with pytest.raises(data.DownloadError, match=r"HTTP 429 Too Many Requests, Retry-After: ") as error:
+        data.fetch("thing")
+    assert sleeps == [] and "HTTP 503" not in str(error.value)  # the whole host is left alone for a while
+    assert server.log == [("/a", None)]
+
+
+def test_server_that_always_asks_for_a_pause(server, sleeps):
+    add(server.serve("/a", status(429, "0")), sample="small.txt")
+    assert data.is_sample(data.fetch("thing"))
+    assert download.PATIENCE / 3 < sum(sleeps) <= download.PATIENCE
+
+
+def test_push_back_in_the_middle_of_a_file(server, sleeps):
+    add(server.serve("/a", body(BODY, cut=CUT), status(429, "3"), status(503, "3"), body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges[1:] == [f"bytes={CUT}-"] * 3
+
+
+def test_json_of_a_server_that_pushes_back(server, sleeps):
+    url = server.serve("/a", status(429, "9"), status(503), body(b'{"a": "\\ud83d"}'))
+    assert download.ask_json("GET", url)[0] == {"a": "\ufffd"} and sleeps == [9, 1]
+    server.serve("/a", status(500), status(500), body(b"[1]", cut=1), body(b"[1]"))
+    assert download.ask_json("GET", url)[0] == [1] and len(server.log) == 7
+    server.serve("/a", status(404))
+    with pytest.raises(download.Failed, match="HTTP 404 Not Found"):
+        download.ask_json("GET", url)
+
+
+def test_what_may_have_been_paid_for_is_not_sent_twice(server, sleeps):
+    for first, answers in ((status(500), 1), (body(b"[1]", cut=1), 1), (status(429), 2), (status(503, "1"), 2)):
+        url, before = server.serve("/a", first, body(b"[1]")), len(server.log)
+        if answers == 1:
+            with pytest.raises(download.Failed, match="HTTP 500|breaks off"):
+                download.ask_json("POST", url, json={})
+        else:
+            assert download.ask_json("POST", url, json={})[0] == [1]
+        assert len(server.log) == before + answers
+
+
+@pytest.mark.parametrize("answer", [endless(b" " * 2**16), endless(b" " * 2**16, chunked=True), endless(b" ", 0.05),
+                                    endless(b" ", 0.05, head=False), endless(b" ", 0.05, chunked=True),
+                                    encoded(gzip.compress(bytes(2**26)), "gzip")])  # fmt: skip
+def test_json_that_never_ends(server, monkeypatch, answer):
+    monkeypatch.setattr(download, "LARGEST_ANSWER", 2**20)
+    begin = time.monotonic()
+    with pytest.raises(download.Failed, match="no end of its answer within 0.5 s and 1,048,576 b|no answer within 0.5"):
+        download.ask_json("POST", server.serve("/a", answer), seconds=0.5)
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+def test_json_that_is_none(server, content):
+    with pytest.raises(download.Failed, match="its answer is no JSON"):
+        download.ask_json("GET", server.serve("/a", body(content)))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("file", "label"), [("a.jsonl.gz", "gzip"), ("a.gz", "x-gzip"), ("a.tar.zst", "zstd")])
+def test_packed_file_that_is_labelled_as_encoded_is_kept_as_it_is(server, file, label, known):
+    packed = gzip.compress(BODY, mtime=0)
+    add(server.serve("/a", encoded(packed, label, cut=500), encoded(packed, label)), content=packed, file=file,
+        sha256=known, size=known)  # fmt: skip
+    assert data.fetch("thing").read_bytes() == packed
+    assert server.ranges == [None, "bytes=500-" if known else None]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("file", ["a.txt", "sub/thing.bin", "a.zip"])
+def test_file_that_is_encoded_on_its_way_is_decoded(server, file, known):
+    packed = gzip.compress(BODY, mtime=0)
+    add(server.serve("/a", encoded(packed, "gzip", cut=500), encoded(packed, "gzip")), file=file, sha256=known,
+        size=known)  # fmt: skip
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_encoding_that_cannot_be_undone(server):
+    add(server.serve("/a", encoded(BODY, "rot13")), server.serve("/b", encoded(BODY, "gzip")), sha256=False, size=False)
+    with pytest.raises(data.DownloadError, match=r"(?s)encoding that is not known here \(rot13\).*cannot be undone"):
+        data.fetch("thing")
+    assert not cached().exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("answer", [endless(bytes(2**16)), endless(bytes(2**16), chunked=True),
+                                    encoded(gzip.compress(bytes(2**26)), "gzip")])  # fmt: skip
+def test_file_that_never_ends(server, answer, known):
+    add(server.serve("/a", answer), server.serve("/b", body(BODY)), sha256=known, size=known)
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], limit=2**20)
+    assert data.fetch("thing").read_bytes() == BODY
+    deadline = time.monotonic() + 10
+    while len(server.sent) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(BODY) in server.sent and max(server.sent) < 2**25, server.sent  # what buffers hold, and no more
+
+
+@pytest.mark.parametrize("answer", [endless(b"x", 0.02), endless(b"x", 0.02, chunked=True)])
+def test_file_that_drips(server, monkeypatch, answer):
+    monkeypatch.setattr(download, "WINDOW", 0.3)
+    add(server.serve("/a", answer), server.serve("/b", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert [path for path, _ in server.log] == ["/a", "/b", "/b"]  # what had come was not its beginning
+
+
+def test_headers_that_drip(server, monkeypatch):
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
+    add(server.serve("/a", endless(b"x", 0.02, head=False)))
+    with pytest.raises(data.DownloadError, match="no answer within 0.3 s"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("mirror", ["http://", "http://127.0.0.1:port", "https://a..b"])
+def test_mirror_address_that_is_none(server, monkeypatch, mirror):
+    monkeypatch.setenv("LLM_MIRROR", mirror)
+    add(server.serve("/a", status(404)))
+    with pytest.raises(data.DownloadError, match="this address cannot be asked"):
+        data.fetch("thing")
+
+
+PAGES = [b"<html>please log in</html>", b"\xef\xbb\xbf\n<!DOCTYPE HTML>\n<title>Room</title>",
+         b'<?xml version="1.0"?>\n<!doctype html ...>']  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("reader", [None, data.read_records])
+def test_web_page_is_not_kept_and_what_comes_next_is_taken(server, page, reader):
+    add(server.serve("/a", body(page, ranges=False)), server.serve("/b", status(404), body(LINES)), sha256=False,
+        size=False, file="sub/lines.jsonl")  # fmt: skip
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=reader)
+    with pytest.raises(data.DownloadError, match=r"/a: sent a file that is a web page \(HTML\)"):
+        data.fetch("thing")
+    assert not cached("sub/lines.jsonl").exists() and not cached("sub/lines.jsonl.sha256").exists()
+    assert data.fetch("thing").read_bytes() == LINES
+    assert cached("sub/lines.jsonl.sha256").read_text() == hashlib.sha256(LINES).hexdigest()
+
+
+@pytest.mark.parametrize("bad", [PAGES[0], b'{"error": "later"}\n', b'{"text": "o', b"[1, 2]\n", b"\xff\xfe{\0"])
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("source", ["folder", "address", "official"])
+def test_bad_file_that_is_in_the_cache_already_is_healed(server, tmp_path, monkeypatch, capsys, bad, recorded, source):
+    server.serve("/sub/lines.jsonl", body(LINES))
+    add(server.address + ("/sub/lines.jsonl" if source == "official" else "/x"), sha256=False, size=False,
+        file="sub/lines.jsonl")  # fmt: skip
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words)
+    put(tmp_path, "data/sub/lines.jsonl", bad)
+    put(tmp_path, "stick/sub/lines.jsonl", LINES)
+    if recorded:
+        put(tmp_path, "data/sub/lines.jsonl.sha256", hashlib.sha256(bad).hexdigest().encode())
+    if source != "official":
+        monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "stick") if source == "folder" else server.address)
+    assert data.fetch("thing").read_bytes() == LINES
+    assert re.search(r"sub/lines.jsonl (is a web page|cannot be read).*; it is not used", capsys.readouterr().out)
+    assert data.fetch("thing").read_bytes() == LINES
+
+
+def test_good_record_outlives_a_file_that_was_damaged_later(server, tmp_path):
+    add(server.serve("/a", body(LINES), body(LINES.replace(b"one", b"1ne"))), sha256=False, size=False)
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words)
+    data.fetch("thing").write_bytes(LINES[:-5])
+    with pytest.raises(data.DownloadError, match="another checksum"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("record", [b"", b"12ab", b"\xff\xfe", PAGES[0]])
+def test_record_that_is_none_counts_for_nothing(server, tmp_path, record):
+    add(server.serve("/a", body(BODY)), sha256=False, size=False)
+    put(tmp_path, "data/sub/thing.bin.sha256", record)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert cached("sub/thing.bin.sha256").read_text() == hashlib.sha256(BODY).hexdigest()
+
+
+def test_cut_parquet_of_unknown_checksum_is_named(entries, server, tmp_path, monkeypatch, capsys):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    packed = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": [f"line {i}\n" for i in range(1000)]}), packed)
+    whole = packed.getvalue()
+    urls = (server.serve("/a", body(whole[:-8], ranges=False)), server.serve("/b", body(whole)))
+    entries["wikitext2"] = replace(entries["wikitext2"], size=None, urls=urls, others=(), sample=None)
+    file = put(tmp_path, "stick/eval/wikitext2_raw_test.parquet", whole[:2000])
+    monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "stick"))
+    assert data.fetch("wikitext2").read_bytes() == whole
+    assert f"{file} cannot be read" in capsys.readouterr().out and len(server.log) == 2
+
+
+# --- proxies and certificates ----------------------------------------------------------------------------------------
 
 
 def test_proxy_from_the_environment(server, monkeypatch):
