@@ -89,7 +89,7 @@ def open_text(path):
 
     Reading raises ValueError where it is damaged, cut off or no UTF-8; the message does not name the file.
     """
-    file = io.BufferedReader(_Blocks(unpacked(path)))
+    file = io.BufferedReader(_Blocks(unpacked(path)), 2**16)
     head = file.peek(2)[:2]
     if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head:
         file.close()

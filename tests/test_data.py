@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -782,7 +783,7 @@ def test_cache_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "file" / "data"))
     add(server.serve("/a", body(BODY)), sample="small.txt")
-    with pytest.raises(data.DownloadError, match="cannot be used .*LLM_DATA_DIR"):
+    with pytest.raises(data.DownloadError, match=rf"cannot be used \({tmp_path}/file.*: Not a dir.*LLM_DATA_DIR"):
         data.fetch("thing")
 
 
@@ -809,7 +810,7 @@ def test_full_disk_says_so_and_goes_on_later(server, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(download, "open", Full, raising=False)
-        with pytest.raises(data.DownloadError, match="No space left on device"):
+        with pytest.raises(data.DownloadError, match="thing.bin: No space left on device"):
             data.fetch("thing")
     kept = cached("sub/thing.bin.part").stat().st_size
     assert not cached().exists() and 0 < kept <= 2**17
@@ -828,6 +829,89 @@ def test_read_only_cache_with_the_file_is_fine(monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     monkeypatch.setattr(os, "replace", refuse)
     assert data.fetch("thing") == cached()
+
+
+def test_large_file_in_a_read_only_cache_is_fine(monkeypatch):
+    monkeypatch.setattr(data, "LARGE", 1000)
+    add("http://127.0.0.1:9/a")
+    cached().parent.mkdir(parents=True)
+    cached().write_bytes(BODY)
+
+    def read_only(path, mode="r", **settings):
+        if "r" not in mode:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return open(path, mode, **settings)
+
+    monkeypatch.setattr(data, "open", read_only, raising=False)
+    assert data.fetch("thing") == cached() and left_over() == []
+
+
+@pytest.mark.parametrize("what", ["sub", "sub/thing.bin", "sub/thing.bin.part", "sub/thing.bin.lock",
+                                  "sub/thing.bin.sha256"])  # fmt: skip
+def test_cache_with_something_in_the_way_is_named(server, what):
+    add(server.serve("/a", body(BODY)), sha256=False, size=False)
+    place = data.data_dir() / what
+    if what == "sub":
+        put(place.parent, place.name, b"a file where a folder belongs")
+    else:
+        (place / "a folder where a file belongs").mkdir(parents=True)
+    with pytest.raises(data.DownloadError, match=rf"cannot be used \({place}(\.part)?: (File exists|Is a directory)"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("end", [".part", ".lock", ".sha256", ".checked", ""])
+@pytest.mark.parametrize("known", [True, False])
+def test_link_beside_a_file_is_never_written_through(server, tmp_path, monkeypatch, end, link, known):
+    if end == ".lock" and link is os.link:
+        pytest.skip("a lock is opened, but nothing is written into it")
+    monkeypatch.setattr(data, "LARGE", 1000)
+    add(server.serve("/a", body(BODY, cut=CUT), body(BODY)), sha256=known, size=known)
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=None if known else whole)
+    mine = put(tmp_path, "mine.txt", BODY[:5000])
+    cached().parent.mkdir(parents=True)
+    link(mine, f"{cached()}{end}")
+    assert data.fetch("thing").read_bytes() == BODY == data.fetch("thing").read_bytes()
+    assert mine.read_bytes() == BODY[:5000] and not cached().is_symlink()
+
+
+def whole(path):
+    if path.read_bytes() != BODY:
+        raise ValueError("it is another")
+
+
+def test_link_to_nowhere_and_to_a_pipe(server, tmp_path):
+    add(server.serve("/a", body(BODY)))
+    cached().parent.mkdir(parents=True)
+    for end in (".part", ".lock", ""):
+        os.symlink(tmp_path / f"nowhere{end}", f"{cached()}{end}")
+    assert data.fetch("thing").read_bytes() == BODY
+    assert not list(tmp_path.glob("nowhere*"))
+    cached().unlink()
+    os.mkfifo(f"{cached()}.part")
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_cache_and_file_may_be_links_of_the_user(server, tmp_path, monkeypatch):
+    add(server.serve("/a", body(BODY)))
+    (tmp_path / "disk").mkdir()
+    os.symlink(tmp_path / "disk", tmp_path / "link")
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "link"))
+    assert data.fetch("thing").read_bytes() == BODY == (tmp_path / "disk/sub/thing.bin").read_bytes()
+    os.rename(cached(), tmp_path / "big.bin")
+    os.symlink(tmp_path / "big.bin", cached())
+    assert data.fetch("thing") == cached() and cached().is_symlink() and len(server.log) == 1
+
+
+def test_link_in_a_mirror_that_is_made(server, tmp_path):
+    add(server.serve("/a", body(BODY)))
+    mine = put(tmp_path, "mine.txt", b"mine")
+    for end in (".part", ""):
+        (tmp_path / "stick/sub").mkdir(parents=True, exist_ok=True)
+        os.symlink(mine, tmp_path / f"stick/sub/thing.bin{end}")
+        assert data.main(["thing", "--to", str(tmp_path / "stick")]) == 0
+        assert mine.read_bytes() == b"mine" and (tmp_path / "stick/sub/thing.bin").read_bytes() == BODY
+        (tmp_path / "stick/sub/thing.bin").unlink()
 
 
 # --- mirror, sample, offline -----------------------------------------------------------------------------------------
@@ -1039,6 +1123,146 @@ def test_packed_records(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
     for name in ("a.jsonl.zst", "a.jsonl.gz", "a.parquet"):
         assert data.read_records(tmp_path / name) == [{"text": "one"}, {"text": "two"}], name
+
+
+def frames_of(zstandard):
+    return b"".join(zstandard.compress(LINES.replace(b"o", b"%d" % i) * 20) for i in range(3))
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_packed_file_that_was_cut_anywhere_is_refused(tmp_path, kind):
+    packed = gzip.compress(LINES * 20, mtime=0) if kind == "gz" else frames_of(pytest.importorskip("zstandard"))
+    path = tmp_path / f"a.jsonl.{kind}"
+    path.write_bytes(packed)
+    whole = readers.read_records(path)
+    assert len(whole) == (40 if kind == "gz" else 120)
+    short = 0
+    for end in range(len(packed)):
+        path.write_bytes(packed[:end])
+        try:
+            short += len(readers.read_records(path)) in (40, 80)  # an end between two frames is none that can be seen
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+    assert short == (0 if kind == "gz" else 2)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "parquet"])
+def test_packed_file_that_is_damaged_raises_what_is_promised(tmp_path, kind):
+    path = tmp_path / f"a.jsonl.{kind}"
+    if kind == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": ["one", "two"] * 50}), path)
+        packed = path.read_bytes()
+    else:
+        packed = gzip.compress(LINES * 20) if kind == "gz" else frames_of(pytest.importorskip("zstandard"))
+    refused = 0
+    for place in range(0, len(packed), 1 + len(packed) // 300):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 0x55]) + packed[place + 1 :])
+        try:
+            readers.read_records(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+            refused += 1
+    assert refused > 20
+    for content in (b"", b"no such thing", packed[::-1], packed + b"more"):
+        path.write_bytes(content)
+        if not (kind == "parquet" and content == packed + b"more"):
+            with pytest.raises(ValueError, match=re.escape(f"{path}: ")):
+                readers.read_records(path)
+    with pytest.raises(FileNotFoundError):
+        readers.read_records(tmp_path / f"none.{kind}")
+
+
+def test_parquet_with_bytes_after_its_end(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes() + b"more")
+    with pytest.raises(ValueError, match="a.parquet: not valid Parquet data"):
+        readers.read_records(tmp_path / "a.parquet")
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(("line", "reason"), [
+    (DEEP, "line 3: its lists and objects are nested too deeply"), (b'{"a": ' + DEEP + b"}", "line 3: its lists and"),
+    (b'{"a": 1,}', "line 3, column 9: "), (b"[1, 2]", "line 3 holds no object, but \\[1, 2\\]"),
+    (b"null", "no object, but null"),
+    (b'{"a": "\xe9"}', "it is not UTF-8 \\(byte 0xe9\\)"), (b"1" * 5000, "line 3"), (b"\0", "line 3, column 1"),
+])  # fmt: skip
+def test_line_that_is_no_record_is_named(tmp_path, line, reason):
+    path = put(tmp_path, "a.jsonl", LINES + line + b"\n" + LINES)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{reason}"):
+        readers.read_records(path)
+
+
+def test_json_list_that_is_nested_too_deeply(tmp_path):
+    path = put(tmp_path, "a.json", DEEP)
+    with pytest.raises(ValueError, match=f"{path}: its lists and objects are nested too deeply"):
+        readers.read_json_list(path)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_byte_order_mark_costs_nothing(tmp_path, pack):
+    from shared.instructions import read_entries
+
+    end = ".gz" if pack is gzip.compress else ""
+    for mark in (b"", b"\xef\xbb\xbf"):
+        assert readers.read_text(put(tmp_path, f"a.txt{end}", pack(mark + b"one\r\ntwo"))) == "one\ntwo"
+        assert readers.read_records(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
+        assert read_entries(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
+        assert readers.read_json_list(put(tmp_path, f"a.json{end}", pack(mark + b'["one"]'))) == ["one"]
+        assert read_entries(put(tmp_path, f"a.json{end}", pack(mark + b'[{"a": 1}]'))) == [{"a": 1}]
+
+
+def test_byte_order_mark_in_the_files_of_an_archive(entries, tmp_path):
+    marked = "\ufeff" + SMS
+    assert data.read(put_zip(tmp_path, {"SMSSpamCollection": marked})) == SMS
+    assert data.read(put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode())) == SMS
+    members = {name: content if "README" in name else "\ufeff" + content for name, content in mmlu_members().items()}
+    assert data.read(put_tar(tmp_path, members))["dev"][0]["question"] == ITEM["question"]
+    put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode() + b"ham\t\xa3\n")
+    with pytest.raises(ValueError, match="line 3 is not UTF-8"):
+        data.read(tmp_path / "sms_spam/SMSSpamCollection")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("read", [readers.read_text, readers.read_records, readers.read_json_list])
+def test_utf_16_is_named(tmp_path, encoding, read):
+    path = put(tmp_path, "a.jsonl", LINES.decode().encode(encoding))
+    with pytest.raises(ValueError, match=f"{path}: it is UTF-16, or no text at all; save it as UTF-8"):
+        read(path)
+
+
+def test_text_in_another_encoding_is_named(tmp_path):
+    path = put(tmp_path, "a.txt", b"caf\xe9")
+    with pytest.raises(ValueError, match=rf"{path}: it is not UTF-8 \(byte 0xe9\)"):
+        readers.read_text(path)
+
+
+HALVES = '{"text": "a\\ud83d", "\\uDC00": ["\\ud83d\\ude42", {"b": "\\udead\\ud83d"}], "n": 1}'
+MENDED = {"text": "a\ufffd", "\ufffd": ["\U0001f642", {"b": "\ufffd\ufffd"}], "n": 1}
+
+
+def test_half_a_surrogate_pair_does_not_come_in(entries, tmp_path):
+    assert readers.read_records(put(tmp_path, "a.jsonl", HALVES.encode())) == [MENDED]
+    assert readers.read_json_list(put(tmp_path, "a.json", f"[{HALVES}]".encode())) == [MENDED]
+    assert data.read(put(tmp_path, "instruction-data.json", f"[{HALVES}]".encode())) == [MENDED]
+    assert readers.parse_json(HALVES) == readers.parse_json(HALVES.encode()) == MENDED
+    passages = data.read(put(tmp_path, "eval/lambada_test.jsonl", HALVES.encode()))
+    assert passages == ["a\ufffd"] and passages[0].encode("utf-8")
+
+
+@pytest.mark.parametrize("values", [[1, 2], [0.5, None], [True, False], [None, None], [["a"], ["b"]], [b"\xff", b""]])
+def test_column_that_is_no_text_is_named(entries, tmp_path, values):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = put(tmp_path, "eval/wikitext2_raw_test.parquet", b"")
+    parquet.write_table(pyarrow.table({"text": values}), path)
+    with pytest.raises(ValueError, match=f"{path} cannot be read: record 1: text is .*, not text"):
+        data.read(path)
+    lines = b'{"text": %d}\n' % len(values) if values[0] else b'{"other": 1}\n'
+    with pytest.raises(ValueError, match="lambada_test.jsonl cannot be read: record 1: text is .*, not text"):
+        data.read(put(tmp_path, "eval/lambada_test.jsonl", lines))
 
 
 def safetensors_file(n_bytes=64, promised=64):
@@ -1362,6 +1586,28 @@ def test_killed_process_leaves_nothing_broken(server):
     assert data.fetch("thing").read_bytes() == BODY
     assert server.ranges[1].startswith("bytes=") and server.sent[-1] < len(BODY)
     assert left_over() == []
+
+
+def test_cut_downloads_end_bit_for_bit(server):
+    chance = random.Random(0)
+    for name in range(20):
+        content = chance.randbytes(200_000 + name)
+        cuts = [body(content, cut=chance.randint(1, 60_000)) for _ in range(3)]
+        add(server.serve(f"/{name}", *cuts, body(content)), content=content, name="thing", file=f"{name}.bin",
+            size=name % 2)  # fmt: skip
+        assert data.fetch("thing").read_bytes() == content
+    assert len(server.log) == 80 and sum(server.sent) == sum(200_000 + name for name in range(20))
+
+
+def test_two_threads_at_once_with_a_checksum_that_is_not_known(server):
+    add(server.serve("/a", body(BODY)), sha256=False, size=False)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(data.fetch("thing").read_bytes())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == [BODY] * 4 and len(server.log) == 1 and left_over() == []
 
 
 def test_two_processes_at_once_and_a_thread(server):
