@@ -105,7 +105,7 @@ def open_url(method, url, seconds, **settings):
     for attempt in itertools.count():
         try:
             response = _in_time(seconds, requests.request, method, url, stream=True, timeout=(CONNECT_TIMEOUT, seconds),
-                                **settings)  # fmt: skip
+                                hooks={"response": _leave_redirect}, **settings)  # fmt: skip
         except urllib3.exceptions.LocationParseError as error:
             raise requests.exceptions.InvalidURL(error) from None
         pause = _pause(response, attempt, method)
@@ -116,6 +116,12 @@ def open_url(method, url, seconds, **settings):
             print(f"{urlsplit(url).hostname}: {_status(response)}; asking again in {pause:.0f} s", flush=True)
         time.sleep(pause)
         waited += pause
+
+
+def _leave_redirect(response, **_):
+    """Nobody reads what comes with a redirect; requests would, to its end."""
+    if response.is_redirect:
+        response.close()
 
 
 def _pause(response, attempt, method):

@@ -122,14 +122,18 @@ def encoded(content, encoding, cut=None):
     return answer
 
 
-def endless(block, pause=0, head=True, chunked=False):
-    """What never ends: of a header, or of a body with or without chunks; at full speed or with a `pause`."""
+def endless(block, pause=0, head=True, chunked=False, to=None):
+    """What never ends: of a header, or of a body with or without chunks; at full speed or with a `pause`.
+
+    `to`: it comes with a redirect to that path.
+    """
 
     def answer(handler):
         if chunked:
             handler.protocol_version = "HTTP/1.1"
         if head:
-            handler.send_response(200)
+            handler.send_response(302 if to else 200)
+            handler.send_header("Location", to or "")
             handler.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")))
             handler.end_headers()
         else:
@@ -547,6 +551,23 @@ def test_json_that_never_ends(server, monkeypatch, answer):
     with pytest.raises(download.Failed, match="no end of its answer within 0.5 s and 1,048,576 b|no answer within 0.5"):
         download.ask_json("POST", server.serve("/a", answer), seconds=0.5)
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_redirect_is_followed_and_what_comes_with_it_is_not_read(server, chunked):
+    add(server.serve("/a", endless(bytes(2**16), to="/b", chunked=chunked)))
+    server.serve("/b", body(BODY, cut=CUT), body(BODY))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert [path for path, _ in server.log] == ["/a", "/b", "/a", "/b"]
+    add(server.serve("/c", lambda handler: moved(handler, to="/c")), name="c", file="c.bin")
+    with pytest.raises(data.DownloadError, match="this address cannot be asked .*Exceeded 30 redirects"):
+        data.fetch("c")
+
+
+def moved(handler, to):
+    handler.send_response(302)
+    handler.send_header("Location", to)
+    handler.end_headers()
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
