@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from shared import readers
-from shared.download import Failed, download, mismatch, sha256_of
+from shared.download import LARGEST, Failed, download, mismatch, sha256_of
 from shared.readers import read_records, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,16 +35,18 @@ SAMPLES = ROOT / "shared" / "samples"
 class Form:
     """One file that holds a data set. `file` is its path in the cache and in a mirror.
 
-    `size` is in bytes, exact, or None. Where `sha256` is None, that of the first download is recorded beside the file
-    in the cache (FILE.sha256), and from then on the file must have that one. `reader` makes of a path what `read`
-    returns. A form without `urls` is one that mirrors hold.
+    `size` is in bytes, exact, or None, and then the file has no more than `limit`. `reader` makes of a path what `read`
+    returns; None: it is text, or not read here. Where `sha256` is None, a file counts only once its reader has read it
+    through; the sha256 of the first download is recorded beside it in the cache (FILE.sha256), and from then on the
+    file must have that one. A form without `urls` is one that mirrors hold.
     """
 
     file: str
     size: int | None
     sha256: str | None
     urls: tuple[str, ...] = ()
-    reader: Callable = read_text
+    reader: Callable | None = None
+    limit: int = LARGEST
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Dataset:
     size: int | None
     sha256: str | None
     urls: tuple[str, ...]
-    reader: Callable = read_text
+    reader: Callable | None = None
+    limit: int = LARGEST
     others: tuple[Form, ...] = ()
     sample: str | None = None
     huge: bool = False
@@ -105,13 +109,13 @@ REGISTRY = {entry.name: entry for entry in (
             sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
             urls=(_hub(*_GPT2, "model.safetensors"),)),
     Dataset(name="gpt2-medium_weights", about="GPT-2 medium, 355 M parameters", licence="Modified MIT (OpenAI gpt-2)",
-            file="gpt2-medium/model.safetensors", size=None, sha256=None, huge=True,
+            file="gpt2-medium/model.safetensors", size=None, limit=2**33, sha256=None, huge=True,
             urls=(_hub(*_MEDIUM, "model.safetensors"),)),
     Dataset(name="gpt2-large_weights", about="GPT-2 large, 774 M parameters", licence="Modified MIT (OpenAI gpt-2)",
-            file="gpt2-large/model.safetensors", size=None, sha256=None, huge=True,
+            file="gpt2-large/model.safetensors", size=None, limit=2**33, sha256=None, huge=True,
             urls=(_hub(*_LARGE, "model.safetensors"),)),
     Dataset(name="gpt2-xl_weights", about="GPT-2 XL, 1.6 G parameters", licence="Modified MIT (OpenAI gpt-2)",
-            file="gpt2-xl/model.safetensors", size=None, huge=True,
+            file="gpt2-xl/model.safetensors", size=None, limit=2**33, huge=True,
             sha256="0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
             urls=(_hub(*_XL, "model.safetensors"),)),
     Dataset(name="wikitext2", about="WikiText-2, test part: Wikipedia articles", licence="CC BY-SA 3.0 / GFDL",
@@ -121,13 +125,14 @@ REGISTRY = {entry.name: entry for entry in (
                          "a7f70ace9020b0d6daf21ea9f7666bc824aae4e8a3d5d7a1bd7820b2110da32d"),
                     Form("eval/wikitext2_test.txt", 1_256_449, None, (f"{_PYTORCH}/test.txt",)))),
     Dataset(name="lambada", about="LAMBADA, test part: 5,153 passages", licence="CC BY 4.0",
-            file="eval/lambada_test.jsonl", sample="lambada.jsonl", size=None, reader=readers.lambada,
+            file="eval/lambada_test.jsonl", sample="lambada.jsonl", size=None, limit=2**26, reader=readers.lambada,
             sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
             urls=("https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",),
             others=(Form("eval/lambada_5153.jsonl.zst", 589_042, reader=readers.lambada_parts,
                          sha256="ddab0b2a13e46dd7f3413b13d447e09195c2db36dcc6ec5e06f62837efcfc42e"),)),
     Dataset(name="hellaswag", about="HellaSwag, validation part: 10,042 items", licence="MIT",
-            file="eval/hellaswag_val.jsonl", sample="hellaswag.jsonl", size=None, reader=readers.hellaswag,
+            file="eval/hellaswag_val.jsonl", sample="hellaswag.jsonl", size=None, limit=2**26,
+            reader=readers.hellaswag,
             sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
             urls=("https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",),
             others=(Form("eval/hellaswag_val_subset.jsonl.zst", 242_476, reader=read_records,  # 1,000 of them
@@ -139,12 +144,14 @@ REGISTRY = {entry.name: entry for entry in (
             others=(Form("eval/mmlu.tar.gz", 2_268_114, reader=readers.mmlu,  # without the auxiliary training part
                          sha256="c0daf8697f279a699a2417fb020072d9dd944669113a8c74cd9d877e19cbf07c"),)),
     Dataset(name="arc_easy", about="ARC-Easy, validation part: 570 items", licence="CC BY-SA 4.0",
-            file="eval/arc_easy_val.parquet", sample="arc_easy.jsonl", size=None, sha256=None, reader=readers.arc,
+            file="eval/arc_easy_val.parquet", sample="arc_easy.jsonl", size=None, limit=2**26, sha256=None,
+            reader=readers.arc,
             urls=(_hub(*_ARC, "ARC-Easy/validation-00000-of-00001.parquet"),),
             others=(Form("eval/arc_easy_val.jsonl.zst", 45_208, reader=readers.arc,
                          sha256="a41dcb943a1a91f91f36f0255f1fafe16f5934231ba361f6e9bdfbaaac565ff8"),)),
     Dataset(name="sms_spam", about="UCI SMS Spam Collection: 5,574 messages", licence="CC BY 4.0",
-            file="sms_spam/sms_spam_collection.zip", sample="sms_messages.tsv", size=None, reader=readers.sms_text,
+            file="sms_spam/sms_spam_collection.zip", sample="sms_messages.tsv", size=None, limit=2**26,
+            reader=readers.sms_text,
             sha256="1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
             urls=(f"{_UCI}/static/public/228/sms+spam+collection.zip",
                   f"{_UCI}/ml/machine-learning-databases/00228/smsspamcollection.zip",
@@ -157,7 +164,8 @@ REGISTRY = {entry.name: entry for entry in (
             sha256="7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
             urls=(f"{_RASBT}/ch07/01_main-chapter-code/instruction-data.json",)),
     Dataset(name="alpaca", about="Stanford Alpaca: 52,002 instructions", licence="CC BY-NC 4.0",
-            file="instruct/alpaca_data.json", sample="instructions.json", size=None, reader=readers.read_json_list,
+            file="instruct/alpaca_data.json", sample="instructions.json", size=None, limit=2**26,
+            reader=readers.read_json_list,
             sha256="2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
             urls=(f"{_ALPACA}/main/alpaca_data.json",
                   f"{_ALPACA}/761dc5bfbdeeffa89b8bff5d038781a4055f796a/alpaca_data.json"),
@@ -170,13 +178,13 @@ REGISTRY = {entry.name: entry for entry in (
     # The .jsonl.zst is a stand-in that mirrors may hold: RedPajama's records in SlimPajama's format, not SlimPajama.
     Dataset(name="slimpajama_validation", about="SlimPajama-6B, validation", licence="that of its components",
             file="hub/DKYoon/SlimPajama-6B/data/validation-00000-of-00001-4fb685c22a3f91ef.parquet", size=None,
-            sha256=None, reader=read_records, sample="web_pages.jsonl",
+            limit=2**28, sha256=None, reader=read_records, sample="web_pages.jsonl",
             urls=(_hub(*_SLIMPAJAMA, "data/validation-00000-of-00001-4fb685c22a3f91ef.parquet"),),
             others=(Form("slimpajama_format/train/chunk1/example_train_0.jsonl.zst", 2_039_859, reader=read_records,
                          sha256="9a52cd2c2744f9a23466b559454584cd70c519a9deba55334c0b6bbf08056334"),)),
     Dataset(name="slimpajama_test", about="SlimPajama-6B, test", licence="that of its components",
             file="hub/DKYoon/SlimPajama-6B/data/test-00000-of-00001-9f769cf7ce219017.parquet", size=None,
-            sha256=None, huge=True, reader=read_records,
+            limit=2**28, sha256=None, huge=True, reader=read_records,
             urls=(_hub(*_SLIMPAJAMA, "data/test-00000-of-00001-9f769cf7ce219017.parquet"),)),
 )}
 
@@ -211,8 +219,9 @@ def fetch(name, *, sample_ok=True, progress=True):
             tried[place] = reason
         except OSError as error:
             raise DownloadError(
-                f"{name}: the cache {data_dir()} cannot be used ({error.strerror or error}). Free some space or get "
-                "the right to write there, or set LLM_DATA_DIR to another folder. What was downloaded so far is kept."
+                f"{name}: the cache {data_dir()} cannot be used ({error.filename or data_dir() / form.file}: "
+                f"{error.strerror or error}). Free some space or get the right to write there, or set LLM_DATA_DIR to "
+                "another folder. What was downloaded so far is kept."
             ) from error
     if sample_ok and entry.sample and (SAMPLES / entry.sample).is_file():
         hosts = {urlsplit(place).hostname: reason for place, reason in tried.items() if isinstance(place, str)}
@@ -235,12 +244,16 @@ def read(path):
     for entry in REGISTRY.values():
         for form in _forms(entry):
             if _ends_with(path, form.file) or (form is entry and is_sample(path) and _ends_with(path, entry.sample)):
-                try:
-                    return form.reader(path)
-                except Exception as error:  # of gzip, zipfile, zstandard, pyarrow, json, or a field that is not there
-                    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "  # ours need no name
-                    raise ValueError(f"{path} cannot be read: {kind}{error}") from error
+                return _read(form, path)
     raise ValueError(f"{path} is no file of this course's data")
+
+
+def _read(form, path):
+    try:
+        return (form.reader or read_text)(path)
+    except Exception as error:  # of zipfile, tarfile, pyarrow, or a field that is not there
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "  # ours need no name
+        raise ValueError(f"{path} cannot be read: {kind}{str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _ends_with(path, file):
@@ -266,7 +279,7 @@ def _places(entry):
         places += [(form, f"{mirror.rstrip('/')}/{quote(form.file)}") for form in _forms(entry)]
     elif mirror:
         folder = ROOT / Path(mirror).expanduser()
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             print(f"LLM_MIRROR: there is no folder {folder}; going on without a mirror")
         places += [(form, folder / form.file) for form in _forms(entry)]
     if os.environ.get("LLM_OFFLINE", "").strip().lower() in ("", "0", "no", "false"):
@@ -276,23 +289,44 @@ def _places(entry):
 
 def _get(name, form, place, progress):
     """The path of the right file from `place`, downloaded if that is an address. Raises Failed with the reason."""
+    cached = data_dir() / form.file
+    record = Path(f"{cached}.sha256")
     if isinstance(place, Path):
-        if not place.is_file():
+        if not os.path.isfile(place):
             raise Failed("is not there")
         problem = _problem(form, place)
         if problem:
             print(f"{name}: {place} {problem}; it is not used")
+            if place == cached and form.sha256 is None and mismatch(place, _expected(form), form.size) is None:
+                record.unlink(missing_ok=True)  # it was recorded from this bad file
             raise Failed(problem)
         return place
-    cached = data_dir() / form.file
-    download(place, cached, sha256=_expected(form), size=form.size, progress=progress)
+    download(place, cached, sha256=_expected(form), size=form.size, limit=form.limit, progress=progress,
+             check=None if form.sha256 else lambda path: _problem(form, path))  # fmt: skip
     if _expected(form) is None:
-        problem = _bad_header(cached)
-        if problem:
-            cached.unlink()
-            raise Failed(f"sent a file that {problem}")
-        Path(f"{cached}.sha256").write_text(sha256_of(cached), encoding="utf-8")
+        _write(record, sha256_of(cached))
     return cached
+
+
+def _write(path, text):
+    """Make the file anew, so that a link in its place is not followed."""
+    path.unlink(missing_ok=True)
+    with open(path, "x", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+def _unreadable(form, path):
+    """Why a file whose checksum is not known is not the right one, as the end of a sentence; None if it may be."""
+    with open(path, "rb") as file:
+        if re.match(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", file.read(1000), re.IGNORECASE):
+            return "is a web page (HTML)"
+    problem = _bad_header(path)
+    if problem is None and form.reader:
+        try:
+            _read(form, path)
+        except ValueError as error:
+            return str(error).removeprefix(f"{path} ")
+    return problem
 
 
 def _bad_header(path):
@@ -339,7 +373,8 @@ def _problem(form, path):
         stat = path.stat()
         version = (path, _expected(form), stat.st_size, stat.st_mtime_ns)
         if version not in _checked and not _remembered(form, version):
-            _checked[version] = mismatch(path, _expected(form), form.size) or _bad_header(path)
+            problem = mismatch(path, _expected(form), form.size)
+            _checked[version] = problem or (_unreadable(form, path) if form.sha256 is None else None)
             if _checked[version] is None and stat.st_size > LARGE:
                 _remember(form, version)
         return _checked.get(version)
@@ -349,21 +384,22 @@ def _problem(form, path):
 
 def _remembered(form, version):
     note = data_dir() / f"{form.file}.checked"
-    return note.is_file() and note.read_text(encoding="utf-8") == " ".join(map(str, version))
+    return note.is_file() and note.read_bytes() == " ".join(map(str, version)).encode("utf-8", errors="surrogateescape")
 
 
 def _remember(form, version):
     note = data_dir() / f"{form.file}.checked"
     with contextlib.suppress(OSError):  # a cache that cannot be written: then it is read again
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(" ".join(map(str, version)), encoding="utf-8")
+        _write(note, " ".join(map(str, version)))
 
 
 def _expected(form):
     """The sha256 that the file must have: the registered one, else the recorded one, else None."""
     record = data_dir() / f"{form.file}.sha256"
     if form.sha256 is None and record.is_file():
-        return record.read_text(encoding="utf-8").strip() or None
+        found = record.read_bytes().decode("ascii", errors="replace").strip()
+        return found if re.fullmatch("[0-9a-f]{64}", found) else None  # a record that was cut off is none
     return form.sha256
 
 
@@ -392,8 +428,10 @@ def _bring(name, folder):
             source, path = path, folder / file
             if not path.is_file() or sha256_of(path) != sha256_of(source):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, f"{path}.part")
-                os.replace(f"{path}.part", path)
+                part = Path(f"{path}.part")
+                part.unlink(missing_ok=True)  # a link in its place is not followed
+                shutil.copyfile(source, part)
+                os.replace(part, path)
     except (ValueError, DownloadError) as error:
         print(error)
         return False

@@ -1,11 +1,14 @@
 """`shared.data` and `shared.download` against a local HTTP server that does everything wrong, and with no server."""
 
+import email.utils
 import errno
 import gzip
 import hashlib
 import io
 import json
 import os
+import random
+import re
 import socket
 import subprocess
 import sys
@@ -28,7 +31,7 @@ MIRROR = os.environ.get("LLM_MIRROR", "").strip()  # as the tests were called; e
 BODY = bytes(range(256)) * 1200  # 307,200 bytes, more than a block
 OTHER = bytes(reversed(BODY))
 ENTRIES = list(data.REGISTRY.values())
-CUT = 2**17  # whole blocks: what came of the next one is lost when a connection breaks off
+CUT = 2**17
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -50,6 +53,8 @@ class Server(LocalServer):
                     outer.sent.append(answer(self) or 0)
                 except OSError:  # the client has gone
                     outer.sent.append(None)
+
+            do_POST = do_GET
 
             def log_message(self, *args):
                 pass
@@ -90,8 +95,60 @@ def body(content, *, ranges=True, cut=None, length=None, hold=None):
     return answer
 
 
-def status(code):
-    return lambda handler: handler.send_error(code)
+def status(code, after=None):
+    """An error; `after`: when to come again."""
+
+    def answer(handler):
+        handler.send_response(code)
+        if after is not None:
+            handler.send_header("Retry-After", after)
+        handler.end_headers()
+
+    return answer
+
+
+def encoded(content, encoding, cut=None):
+    """A file with a Content-Encoding, which no Accept-Encoding asked for; a range is one of the encoded bytes."""
+
+    def answer(handler):
+        start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Encoding", encoding)
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        handler.wfile.write(content[start:][:cut])
+        return len(content[start:][:cut])
+
+    return answer
+
+
+def endless(block, pause=0, head=True, chunked=False, to=None):
+    """What never ends: of a header, or of a body with or without chunks; at full speed or with a `pause`.
+
+    `to`: it comes with a redirect to that path.
+    """
+
+    def answer(handler):
+        if chunked:
+            handler.protocol_version = "HTTP/1.1"
+        if head:
+            handler.send_response(302 if to else 200)
+            handler.send_header("Location", to or "")
+            handler.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")))
+            handler.end_headers()
+        else:
+            handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+        sent = 0
+        try:
+            while sent < 2**30:
+                handler.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if chunked else block)
+                sent += len(block)
+                time.sleep(pause) if pause else None
+        except OSError:
+            pass
+        return sent
+
+    return answer
 
 
 def silent(seconds):
@@ -214,13 +271,22 @@ def test_cut_download_of_unknown_checksum_starts_over(server):
     assert server.ranges == [None, None] and left_over() == []
 
 
-@pytest.mark.parametrize("left", [BODY, OTHER + b"more"])
+@pytest.mark.parametrize("left", [OTHER, OTHER + b"more"])
 def test_part_with_nothing_to_come_starts_over(server, left):
     add(server.serve("/a", body(BODY)))
     cached().parent.mkdir(parents=True)
     cached("sub/thing.bin.part").write_bytes(left)
     assert data.fetch("thing").read_bytes() == BODY
     assert server.ranges == [f"bytes={len(left)}-", None]
+
+
+@pytest.mark.parametrize("size", [True, False])
+def test_part_that_is_whole_is_not_sent_again(server, size):
+    add(server.serve("/a", body(BODY)), size=size)
+    cached().parent.mkdir(parents=True)
+    cached("sub/thing.bin.part").write_bytes(BODY)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.sent == [0] and left_over() == []
 
 
 def test_range_not_satisfiable_starts_over(server):
@@ -259,19 +325,20 @@ def test_content_length_too_short_once(server):
     assert server.ranges == [None, "bytes=1000-"]
 
 
-def test_content_length_too_long(server):
-    add(server.serve("/a", body(BODY, length=len(BODY) + 1000)), server.serve("/b", body(BODY, length=len(BODY) * 2)))
-    with pytest.raises(data.DownloadError, match="breaks off"):
-        data.fetch("thing")
-    assert not cached().exists()
-    server.serve("/b", body(BODY))
-    assert data.fetch("thing").read_bytes() == BODY
-    assert server.sent[-1] < len(BODY)  # what had come was kept
+@pytest.mark.parametrize("known", [True, False])
+def test_content_length_too_long(server, known):
+    add(server.serve("/a", body(BODY, length=len(BODY) + 1000)), sha256=known, size=known)
+    if known:  # what has come is all of it
+        assert data.fetch("thing").read_bytes() == BODY and server.sent == [len(BODY), 0]
+    else:
+        with pytest.raises(data.DownloadError, match="breaks off"):
+            data.fetch("thing")
+        assert not cached().exists() and len(server.log) == download.TRIES
 
 
 def test_file_too_long(server):
     add(server.serve("/a", body(BODY * 3)))
-    with pytest.raises(data.DownloadError, match="bytes instead of 307,200"):
+    with pytest.raises(data.DownloadError, match="sent more than the 307,200 bytes that it may have"):
         data.fetch("thing")
     assert not cached().exists() and left_over() == []
 
@@ -400,6 +467,245 @@ def test_unknown_host_and_closed_port(server, monkeypatch):
     assert looked_up == ["name.invalid", "127.0.0.1"]  # each of them once, and never again
 
 
+# --- servers that push back, encode, never end, or send something else -----------------------------------------------
+
+
+@pytest.fixture
+def sleeps(monkeypatch):
+    """The pauses that were made, none of which takes time."""
+    pauses = []
+    monkeypatch.setattr(download, "PAUSE", 0.5)
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_in_seconds(server, sleeps, capsys, code):
+    add(server.serve("/a", *[status(code, "7")] * 5, body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert sleeps == [7, 7, 7, 7, 8]  # the last is our own, by then longer, pause
+    assert f"127.0.0.1: HTTP {code} " in (out := capsys.readouterr().out) and "asking again in 7 s" in out
+
+
+def test_retry_after_as_a_date(server, sleeps):
+    add(server.serve("/a", status(429, email.utils.formatdate(time.time() + 20, usegmt=True)), body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert len(sleeps) == 1 and 15 < sleeps[0] <= 20
+
+
+@pytest.mark.parametrize("after", [None, "0", "soon", "-5", "", "Mon, 99 Nonsense", email.utils.formatdate(1e9)])
+def test_too_many_requests_without_a_time_to_wait(server, sleeps, after):
+    add(server.serve("/a", *[status(429, after)] * 4, body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert sleeps == [0.5, 1, 2, 4]
+
+
+@pytest.mark.parametrize("after", ["3600", "9" * 400, email.utils.formatdate(time.time() + 86_400)])
+def test_server_that_asks_for_too_much_patience(server, sleeps, after):
+    add(server.serve("/a", status(429, after)), server.serve("/b", status(503, after)))
+    with pytest.raises(data.DownloadError, match=r"HTTP 429 Too Many Requests, Retry-After: ") as error:
+        data.fetch("thing")
+    assert sleeps == [] and "HTTP 503" not in str(error.value)  # the whole host is left alone for a while
+    assert server.log == [("/a", None)]
+
+
+def test_server_that_always_asks_for_a_pause(server, sleeps):
+    add(server.serve("/a", status(429, "0")), sample="small.txt")
+    assert data.is_sample(data.fetch("thing"))
+    assert download.PATIENCE / 3 < sum(sleeps) <= download.PATIENCE
+
+
+def test_push_back_in_the_middle_of_a_file(server, sleeps):
+    add(server.serve("/a", body(BODY, cut=CUT), status(429, "3"), status(503, "3"), body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert server.ranges[1:] == [f"bytes={CUT}-"] * 3
+
+
+def test_json_of_a_server_that_pushes_back(server, sleeps):
+    url = server.serve("/a", status(429, "9"), status(503), body(b'{"a": "\\ud83d"}'))
+    assert download.ask_json("GET", url)[0] == {"a": "\ufffd"} and sleeps == [9, 1]
+    server.serve("/a", status(500), status(500), body(b"[1]", cut=1), body(b"[1]"))
+    assert download.ask_json("GET", url)[0] == [1] and len(server.log) == 7
+    server.serve("/a", status(404))
+    with pytest.raises(download.Failed, match="HTTP 404 Not Found"):
+        download.ask_json("GET", url)
+
+
+def test_what_may_have_been_paid_for_is_not_sent_twice(server, sleeps):
+    for first, answers in ((status(500), 1), (body(b"[1]", cut=1), 1), (status(429), 2), (status(503, "1"), 2)):
+        url, before = server.serve("/a", first, body(b"[1]")), len(server.log)
+        if answers == 1:
+            with pytest.raises(download.Failed, match="HTTP 500|breaks off"):
+                download.ask_json("POST", url, json={})
+        else:
+            assert download.ask_json("POST", url, json={})[0] == [1]
+        assert len(server.log) == before + answers
+
+
+@pytest.mark.parametrize("answer", [endless(b" " * 2**16), endless(b" " * 2**16, chunked=True), endless(b" ", 0.05),
+                                    endless(b" ", 0.05, head=False), endless(b" ", 0.05, chunked=True),
+                                    encoded(gzip.compress(bytes(2**26)), "gzip")])  # fmt: skip
+def test_json_that_never_ends(server, monkeypatch, answer):
+    monkeypatch.setattr(download, "LARGEST_ANSWER", 2**20)
+    begin = time.monotonic()
+    with pytest.raises(download.Failed, match="no end of its answer within 0.5 s and 1,048,576 b|no answer within 0.5"):
+        download.ask_json("POST", server.serve("/a", answer), seconds=0.5)
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_redirect_is_followed_and_what_comes_with_it_is_not_read(server, chunked):
+    add(server.serve("/a", endless(bytes(2**16), to="/b", chunked=chunked)))
+    server.serve("/b", body(BODY, cut=CUT), body(BODY))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert [path for path, _ in server.log] == ["/a", "/b", "/a", "/b"]
+    add(server.serve("/c", lambda handler: moved(handler, to="/c")), name="c", file="c.bin")
+    with pytest.raises(data.DownloadError, match="this address cannot be asked .*Exceeded 30 redirects"):
+        data.fetch("c")
+
+
+def moved(handler, to):
+    handler.send_response(302)
+    handler.send_header("Location", to)
+    handler.end_headers()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+def test_json_that_is_none(server, content):
+    with pytest.raises(download.Failed, match="its answer is no JSON"):
+        download.ask_json("GET", server.serve("/a", body(content)))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("file", "label"), [("a.jsonl.gz", "gzip"), ("a.gz", "x-gzip"), ("a.tar.zst", "zstd")])
+def test_packed_file_that_is_labelled_as_encoded_is_kept_as_it_is(server, file, label, known):
+    packed = gzip.compress(BODY, mtime=0)
+    add(server.serve("/a", encoded(packed, label, cut=500), encoded(packed, label)), content=packed, file=file,
+        sha256=known, size=known)  # fmt: skip
+    assert data.fetch("thing").read_bytes() == packed
+    assert server.ranges == [None, "bytes=500-" if known else None]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("file", ["a.txt", "sub/thing.bin", "a.zip"])
+def test_file_that_is_encoded_on_its_way_is_decoded(server, file, known):
+    packed = gzip.compress(BODY, mtime=0)
+    add(server.serve("/a", encoded(packed, "gzip", cut=500), encoded(packed, "gzip")), file=file, sha256=known,
+        size=known)  # fmt: skip
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_encoding_that_cannot_be_undone(server):
+    add(server.serve("/a", encoded(BODY, "rot13")), server.serve("/b", encoded(BODY, "gzip")), sha256=False, size=False)
+    with pytest.raises(data.DownloadError, match=r"(?s)encoding that is not known here \(rot13\).*cannot be undone"):
+        data.fetch("thing")
+    assert not cached().exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("answer", [endless(bytes(2**16)), endless(bytes(2**16), chunked=True),
+                                    encoded(gzip.compress(bytes(2**26)), "gzip")])  # fmt: skip
+def test_file_that_never_ends(server, answer, known):
+    add(server.serve("/a", answer), server.serve("/b", body(BODY)), sha256=known, size=known)
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], limit=2**20)
+    assert data.fetch("thing").read_bytes() == BODY
+    deadline = time.monotonic() + 10
+    while len(server.sent) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(BODY) in server.sent and max(server.sent) < 2**25, server.sent  # what buffers hold, and no more
+
+
+@pytest.mark.parametrize("answer", [endless(b"x", 0.02), endless(b"x", 0.02, chunked=True)])
+def test_file_that_drips(server, monkeypatch, answer):
+    monkeypatch.setattr(download, "WINDOW", 0.3)
+    add(server.serve("/a", answer), server.serve("/b", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert [path for path, _ in server.log] == ["/a", "/b", "/b"]  # what had come was not its beginning
+
+
+def test_headers_that_drip(server, monkeypatch):
+    monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
+    add(server.serve("/a", endless(b"x", 0.02, head=False)))
+    with pytest.raises(data.DownloadError, match="no answer within 0.3 s"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("mirror", ["http://", "http://127.0.0.1:port", "https://a..b"])
+def test_mirror_address_that_is_none(server, monkeypatch, mirror):
+    monkeypatch.setenv("LLM_MIRROR", mirror)
+    add(server.serve("/a", status(404)))
+    with pytest.raises(data.DownloadError, match="this address cannot be asked"):
+        data.fetch("thing")
+
+
+PAGES = [b"<html>please log in</html>", b"\xef\xbb\xbf\n<!DOCTYPE HTML>\n<title>Room</title>",
+         b'<?xml version="1.0"?>\n<!doctype html ...>']  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("reader", [None, data.read_records])
+def test_web_page_is_not_kept_and_what_comes_next_is_taken(server, page, reader):
+    add(server.serve("/a", body(page, ranges=False)), server.serve("/b", status(404), body(LINES)), sha256=False,
+        size=False, file="sub/lines.jsonl")  # fmt: skip
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=reader)
+    with pytest.raises(data.DownloadError, match=r"/a: sent a file that is a web page \(HTML\)"):
+        data.fetch("thing")
+    assert not cached("sub/lines.jsonl").exists() and not cached("sub/lines.jsonl.sha256").exists()
+    assert data.fetch("thing").read_bytes() == LINES
+    assert cached("sub/lines.jsonl.sha256").read_text() == hashlib.sha256(LINES).hexdigest()
+
+
+@pytest.mark.parametrize("bad", [PAGES[0], b'{"error": "later"}\n', b'{"text": "o', b"[1, 2]\n", b"\xff\xfe{\0"])
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("source", ["folder", "address", "official"])
+def test_bad_file_that_is_in_the_cache_already_is_healed(server, tmp_path, monkeypatch, capsys, bad, recorded, source):
+    server.serve("/sub/lines.jsonl", body(LINES))
+    add(server.address + ("/sub/lines.jsonl" if source == "official" else "/x"), sha256=False, size=False,
+        file="sub/lines.jsonl")  # fmt: skip
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words)
+    put(tmp_path, "data/sub/lines.jsonl", bad)
+    put(tmp_path, "stick/sub/lines.jsonl", LINES)
+    if recorded:
+        put(tmp_path, "data/sub/lines.jsonl.sha256", hashlib.sha256(bad).hexdigest().encode())
+    if source != "official":
+        monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "stick") if source == "folder" else server.address)
+    assert data.fetch("thing").read_bytes() == LINES
+    assert re.search(r"sub/lines.jsonl (is a web page|cannot be read).*; it is not used", capsys.readouterr().out)
+    assert data.fetch("thing").read_bytes() == LINES
+
+
+def test_good_record_outlives_a_file_that_was_damaged_later(server, tmp_path):
+    add(server.serve("/a", body(LINES), body(LINES.replace(b"one", b"1ne"))), sha256=False, size=False)
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words)
+    data.fetch("thing").write_bytes(LINES[:-5])
+    with pytest.raises(data.DownloadError, match="another checksum"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("record", [b"", b"12ab", b"\xff\xfe", PAGES[0]])
+def test_record_that_is_none_counts_for_nothing(server, tmp_path, record):
+    add(server.serve("/a", body(BODY)), sha256=False, size=False)
+    put(tmp_path, "data/sub/thing.bin.sha256", record)
+    assert data.fetch("thing").read_bytes() == BODY
+    assert cached("sub/thing.bin.sha256").read_text() == hashlib.sha256(BODY).hexdigest()
+
+
+def test_cut_parquet_of_unknown_checksum_is_named(entries, server, tmp_path, monkeypatch, capsys):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    packed = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": [f"line {i}\n" for i in range(1000)]}), packed)
+    whole = packed.getvalue()
+    urls = (server.serve("/a", body(whole[:-8], ranges=False)), server.serve("/b", body(whole)))
+    entries["wikitext2"] = replace(entries["wikitext2"], size=None, urls=urls, others=(), sample=None)
+    file = put(tmp_path, "stick/eval/wikitext2_raw_test.parquet", whole[:2000])
+    monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "stick"))
+    assert data.fetch("wikitext2").read_bytes() == whole
+    assert f"{file} cannot be read" in capsys.readouterr().out and len(server.log) == 2
+
+
+# --- proxies and certificates ----------------------------------------------------------------------------------------
+
+
 def test_proxy_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", server.address)
     monkeypatch.setenv("http_proxy", server.address)
@@ -498,7 +804,7 @@ def test_cache_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "file" / "data"))
     add(server.serve("/a", body(BODY)), sample="small.txt")
-    with pytest.raises(data.DownloadError, match="cannot be used .*LLM_DATA_DIR"):
+    with pytest.raises(data.DownloadError, match=rf"cannot be used \({tmp_path}/file.*: Not a dir.*LLM_DATA_DIR"):
         data.fetch("thing")
 
 
@@ -525,11 +831,12 @@ def test_full_disk_says_so_and_goes_on_later(server, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(download, "open", Full, raising=False)
-        with pytest.raises(data.DownloadError, match="No space left on device"):
+        with pytest.raises(data.DownloadError, match="thing.bin: No space left on device"):
             data.fetch("thing")
-    assert not cached().exists()
+    kept = cached("sub/thing.bin.part").stat().st_size
+    assert not cached().exists() and 0 < kept <= 2**17
     assert data.fetch("thing").read_bytes() == BODY
-    assert server.ranges == [None, f"bytes={2**17}-"]
+    assert server.ranges == [None, f"bytes={kept}-"]
 
 
 def test_read_only_cache_with_the_file_is_fine(monkeypatch):
@@ -543,6 +850,89 @@ def test_read_only_cache_with_the_file_is_fine(monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     monkeypatch.setattr(os, "replace", refuse)
     assert data.fetch("thing") == cached()
+
+
+def test_large_file_in_a_read_only_cache_is_fine(monkeypatch):
+    monkeypatch.setattr(data, "LARGE", 1000)
+    add("http://127.0.0.1:9/a")
+    cached().parent.mkdir(parents=True)
+    cached().write_bytes(BODY)
+
+    def read_only(path, mode="r", **settings):
+        if "r" not in mode:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return open(path, mode, **settings)
+
+    monkeypatch.setattr(data, "open", read_only, raising=False)
+    assert data.fetch("thing") == cached() and left_over() == []
+
+
+@pytest.mark.parametrize("what", ["sub", "sub/thing.bin", "sub/thing.bin.part", "sub/thing.bin.lock",
+                                  "sub/thing.bin.sha256"])  # fmt: skip
+def test_cache_with_something_in_the_way_is_named(server, what):
+    add(server.serve("/a", body(BODY)), sha256=False, size=False)
+    place = data.data_dir() / what
+    if what == "sub":
+        put(place.parent, place.name, b"a file where a folder belongs")
+    else:
+        (place / "a folder where a file belongs").mkdir(parents=True)
+    with pytest.raises(data.DownloadError, match=rf"cannot be used \({place}(\.part)?: (File exists|Is a directory)"):
+        data.fetch("thing")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("end", [".part", ".lock", ".sha256", ".checked", ""])
+@pytest.mark.parametrize("known", [True, False])
+def test_link_beside_a_file_is_never_written_through(server, tmp_path, monkeypatch, end, link, known):
+    if end == ".lock" and link is os.link:
+        pytest.skip("a lock is opened, but nothing is written into it")
+    monkeypatch.setattr(data, "LARGE", 1000)
+    add(server.serve("/a", body(BODY, cut=CUT), body(BODY)), sha256=known, size=known)
+    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=None if known else whole)
+    mine = put(tmp_path, "mine.txt", BODY[:5000])
+    cached().parent.mkdir(parents=True)
+    link(mine, f"{cached()}{end}")
+    assert data.fetch("thing").read_bytes() == BODY == data.fetch("thing").read_bytes()
+    assert mine.read_bytes() == BODY[:5000] and not cached().is_symlink()
+
+
+def whole(path):
+    if path.read_bytes() != BODY:
+        raise ValueError("it is another")
+
+
+def test_link_to_nowhere_and_to_a_pipe(server, tmp_path):
+    add(server.serve("/a", body(BODY)))
+    cached().parent.mkdir(parents=True)
+    for end in (".part", ".lock", ""):
+        os.symlink(tmp_path / f"nowhere{end}", f"{cached()}{end}")
+    assert data.fetch("thing").read_bytes() == BODY
+    assert not list(tmp_path.glob("nowhere*"))
+    cached().unlink()
+    os.mkfifo(f"{cached()}.part")
+    assert data.fetch("thing").read_bytes() == BODY
+
+
+def test_cache_and_file_may_be_links_of_the_user(server, tmp_path, monkeypatch):
+    add(server.serve("/a", body(BODY)))
+    (tmp_path / "disk").mkdir()
+    os.symlink(tmp_path / "disk", tmp_path / "link")
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "link"))
+    assert data.fetch("thing").read_bytes() == BODY == (tmp_path / "disk/sub/thing.bin").read_bytes()
+    os.rename(cached(), tmp_path / "big.bin")
+    os.symlink(tmp_path / "big.bin", cached())
+    assert data.fetch("thing") == cached() and cached().is_symlink() and len(server.log) == 1
+
+
+def test_link_in_a_mirror_that_is_made(server, tmp_path):
+    add(server.serve("/a", body(BODY)))
+    mine = put(tmp_path, "mine.txt", b"mine")
+    for end in (".part", ""):
+        (tmp_path / "stick/sub").mkdir(parents=True, exist_ok=True)
+        os.symlink(mine, tmp_path / f"stick/sub/thing.bin{end}")
+        assert data.main(["thing", "--to", str(tmp_path / "stick")]) == 0
+        assert mine.read_bytes() == b"mine" and (tmp_path / "stick/sub/thing.bin").read_bytes() == BODY
+        (tmp_path / "stick/sub/thing.bin").unlink()
 
 
 # --- mirror, sample, offline -----------------------------------------------------------------------------------------
@@ -756,6 +1146,146 @@ def test_packed_records(tmp_path):
         assert data.read_records(tmp_path / name) == [{"text": "one"}, {"text": "two"}], name
 
 
+def frames_of(zstandard):
+    return b"".join(zstandard.compress(LINES.replace(b"o", b"%d" % i) * 20) for i in range(3))
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_packed_file_that_was_cut_anywhere_is_refused(tmp_path, kind):
+    packed = gzip.compress(LINES * 20, mtime=0) if kind == "gz" else frames_of(pytest.importorskip("zstandard"))
+    path = tmp_path / f"a.jsonl.{kind}"
+    path.write_bytes(packed)
+    whole = readers.read_records(path)
+    assert len(whole) == (40 if kind == "gz" else 120)
+    short = 0
+    for end in range(len(packed)):
+        path.write_bytes(packed[:end])
+        try:
+            short += len(readers.read_records(path)) in (40, 80)  # an end between two frames is none that can be seen
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+    assert short == (0 if kind == "gz" else 2)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "parquet"])
+def test_packed_file_that_is_damaged_raises_what_is_promised(tmp_path, kind):
+    path = tmp_path / f"a.jsonl.{kind}"
+    if kind == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": ["one", "two"] * 50}), path)
+        packed = path.read_bytes()
+    else:
+        packed = gzip.compress(LINES * 20) if kind == "gz" else frames_of(pytest.importorskip("zstandard"))
+    refused = 0
+    for place in range(0, len(packed), 1 + len(packed) // 300):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 0x55]) + packed[place + 1 :])
+        try:
+            readers.read_records(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+            refused += 1
+    assert refused > 20
+    for content in (b"", b"no such thing", packed[::-1], packed + b"more"):
+        path.write_bytes(content)
+        if not (kind == "parquet" and content == packed + b"more"):
+            with pytest.raises(ValueError, match=re.escape(f"{path}: ")):
+                readers.read_records(path)
+    with pytest.raises(FileNotFoundError):
+        readers.read_records(tmp_path / f"none.{kind}")
+
+
+def test_parquet_with_bytes_after_its_end(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes() + b"more")
+    with pytest.raises(ValueError, match="a.parquet: not valid Parquet data"):
+        readers.read_records(tmp_path / "a.parquet")
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(("line", "reason"), [
+    (DEEP, "line 3: its lists and objects are nested too deeply"), (b'{"a": ' + DEEP + b"}", "line 3: its lists and"),
+    (b'{"a": 1,}', "line 3, column 9: "), (b"[1, 2]", "line 3 holds no object, but \\[1, 2\\]"),
+    (b"null", "no object, but null"),
+    (b'{"a": "\xe9"}', "it is not UTF-8 \\(byte 0xe9\\)"), (b"1" * 5000, "line 3"), (b"\0", "line 3, column 1"),
+])  # fmt: skip
+def test_line_that_is_no_record_is_named(tmp_path, line, reason):
+    path = put(tmp_path, "a.jsonl", LINES + line + b"\n" + LINES)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{reason}"):
+        readers.read_records(path)
+
+
+def test_json_list_that_is_nested_too_deeply(tmp_path):
+    path = put(tmp_path, "a.json", DEEP)
+    with pytest.raises(ValueError, match=f"{path}: its lists and objects are nested too deeply"):
+        readers.read_json_list(path)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_byte_order_mark_costs_nothing(tmp_path, pack):
+    from shared.instructions import read_entries
+
+    end = ".gz" if pack is gzip.compress else ""
+    for mark in (b"", b"\xef\xbb\xbf"):
+        assert readers.read_text(put(tmp_path, f"a.txt{end}", pack(mark + b"one\r\ntwo"))) == "one\ntwo"
+        assert readers.read_records(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
+        assert read_entries(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
+        assert readers.read_json_list(put(tmp_path, f"a.json{end}", pack(mark + b'["one"]'))) == ["one"]
+        assert read_entries(put(tmp_path, f"a.json{end}", pack(mark + b'[{"a": 1}]'))) == [{"a": 1}]
+
+
+def test_byte_order_mark_in_the_files_of_an_archive(entries, tmp_path):
+    marked = "\ufeff" + SMS
+    assert data.read(put_zip(tmp_path, {"SMSSpamCollection": marked})) == SMS
+    assert data.read(put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode())) == SMS
+    members = {name: content if "README" in name else "\ufeff" + content for name, content in mmlu_members().items()}
+    assert data.read(put_tar(tmp_path, members))["dev"][0]["question"] == ITEM["question"]
+    put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode() + b"ham\t\xa3\n")
+    with pytest.raises(ValueError, match="line 3 is not UTF-8"):
+        data.read(tmp_path / "sms_spam/SMSSpamCollection")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("read", [readers.read_text, readers.read_records, readers.read_json_list])
+def test_utf_16_is_named(tmp_path, encoding, read):
+    path = put(tmp_path, "a.jsonl", LINES.decode().encode(encoding))
+    with pytest.raises(ValueError, match=f"{path}: it is UTF-16, or no text at all; save it as UTF-8"):
+        read(path)
+
+
+def test_text_in_another_encoding_is_named(tmp_path):
+    path = put(tmp_path, "a.txt", b"caf\xe9")
+    with pytest.raises(ValueError, match=rf"{path}: it is not UTF-8 \(byte 0xe9\)"):
+        readers.read_text(path)
+
+
+HALVES = '{"text": "a\\ud83d", "\\uDC00": ["\\ud83d\\ude42", {"b": "\\udead\\ud83d"}], "n": 1}'
+MENDED = {"text": "a\ufffd", "\ufffd": ["\U0001f642", {"b": "\ufffd\ufffd"}], "n": 1}
+
+
+def test_half_a_surrogate_pair_does_not_come_in(entries, tmp_path):
+    assert readers.read_records(put(tmp_path, "a.jsonl", HALVES.encode())) == [MENDED]
+    assert readers.read_json_list(put(tmp_path, "a.json", f"[{HALVES}]".encode())) == [MENDED]
+    assert data.read(put(tmp_path, "instruction-data.json", f"[{HALVES}]".encode())) == [MENDED]
+    assert readers.parse_json(HALVES) == readers.parse_json(HALVES.encode()) == MENDED
+    passages = data.read(put(tmp_path, "eval/lambada_test.jsonl", HALVES.encode()))
+    assert passages == ["a\ufffd"] and passages[0].encode("utf-8")
+
+
+@pytest.mark.parametrize("values", [[1, 2], [0.5, None], [True, False], [None, None], [["a"], ["b"]], [b"\xff", b""]])
+def test_column_that_is_no_text_is_named(entries, tmp_path, values):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = put(tmp_path, "eval/wikitext2_raw_test.parquet", b"")
+    parquet.write_table(pyarrow.table({"text": values}), path)
+    with pytest.raises(ValueError, match=f"{path} cannot be read: record 1: text is .*, not text"):
+        data.read(path)
+    lines = b'{"text": %d}\n' % len(values) if values[0] else b'{"other": 1}\n'
+    with pytest.raises(ValueError, match="lambada_test.jsonl cannot be read: record 1: text is .*, not text"):
+        data.read(put(tmp_path, "eval/lambada_test.jsonl", lines))
+
+
 def safetensors_file(n_bytes=64, promised=64):
     tensors = {"__metadata__": {"format": "pt"}, "x": {"dtype": "F32", "data_offsets": [0, promised]}}
     header = json.dumps(tensors).encode("utf-8")
@@ -768,7 +1298,7 @@ def test_weights_of_unknown_checksum_are_checked_by_their_header(server):
               safetensors_file(0, 64)]
     for content in broken:
         add(server.serve("/w", body(content, ranges=False)), file="w.safetensors", sha256=False, size=False)
-        with pytest.raises(data.DownloadError, match="its header speaks of|has no safetensors header"):
+        with pytest.raises(data.DownloadError, match="its header speaks of|has no safetensors header|is a web page"):
             data.fetch("thing")
         assert not cached("w.safetensors").exists() and not cached("w.safetensors.sha256").exists()
     server.serve("/w", body(good, ranges=False))
@@ -886,7 +1416,7 @@ def test_instructions(entries, tmp_path, file):
     with pytest.raises(ValueError, match="cannot be read: it holds one dict, not a list"):
         data.read(path)
     path.write_text('[\n{"instruction": "a",}]', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2 column"):
+    with pytest.raises(ValueError, match="line 2, column 21"):
         data.read(path)
 
 
@@ -1057,9 +1587,10 @@ def test_keyboard_interrupt_keeps_what_it_has(server, monkeypatch):
         patch.setattr(download.tqdm, "update", interrupt)
         with pytest.raises(KeyboardInterrupt):
             data.fetch("thing")
-    assert not cached().exists()
+    kept = cached("sub/thing.bin.part").stat().st_size
+    assert not cached().exists() and 0 < kept < len(BODY)
     assert data.fetch("thing").read_bytes() == BODY
-    assert server.ranges == [None, f"bytes={2**14}-"]
+    assert server.ranges == [None, f"bytes={kept}-"]
 
 
 def test_killed_process_leaves_nothing_broken(server):
@@ -1076,6 +1607,28 @@ def test_killed_process_leaves_nothing_broken(server):
     assert data.fetch("thing").read_bytes() == BODY
     assert server.ranges[1].startswith("bytes=") and server.sent[-1] < len(BODY)
     assert left_over() == []
+
+
+def test_cut_downloads_end_bit_for_bit(server):
+    chance = random.Random(0)
+    for name in range(20):
+        content = chance.randbytes(200_000 + name)
+        cuts = [body(content, cut=chance.randint(1, 60_000)) for _ in range(3)]
+        add(server.serve(f"/{name}", *cuts, body(content)), content=content, name="thing", file=f"{name}.bin",
+            size=name % 2)  # fmt: skip
+        assert data.fetch("thing").read_bytes() == content
+    assert len(server.log) == 80 and sum(server.sent) == sum(200_000 + name for name in range(20))
+
+
+def test_two_threads_at_once_with_a_checksum_that_is_not_known(server):
+    add(server.serve("/a", body(BODY)), sha256=False, size=False)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(data.fetch("thing").read_bytes())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == [BODY] * 4 and len(server.log) == 1 and left_over() == []
 
 
 def test_two_processes_at_once_and_a_thread(server):
