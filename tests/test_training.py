@@ -1,6 +1,5 @@
 """Loss, optimizer, schedule, loop, checkpoint and resume."""
 
-import math
 import os
 import signal
 import subprocess
@@ -106,7 +105,8 @@ def test_linear_cross_entropy_of_the_hopeless_and_the_broken():
     with torch.no_grad():
         assert_close(LinearCrossEntropy.apply(hidden.detach(), weight.detach(), targets, 512), exact)
     loss = LinearCrossEntropy.apply(hidden, weight, targets, 512)
-    assert_close(loss.item(), (38 * math.log(10) + F.cross_entropy(hidden[1:] @ weight.T, targets[1:]).item()) / 2)
+    assert exact > 900  # where the probability itself is 0 in float32
+    assert_close(loss, exact)
     for mine, theirs in zip(torch.autograd.grad(loss, (hidden, weight), retain_graph=True),
                             torch.autograd.grad(exact, (hidden, weight)), strict=True):  # fmt: skip
         assert_close(mine, theirs)
