@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 
 from prepare_corpus import open_shards, read_manifest  # noqa: E402
 
+from shared.download import sha256_of  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything  # noqa: E402
@@ -51,6 +53,7 @@ from shared.training import (  # noqa: E402
     load_checkpoint,
     make_optimizer,
     next_token_loss,
+    read_checkpoint,
     save_checkpoint,
     training_step,
 )
@@ -64,17 +67,28 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362,
 # ---- the data: random windows of the token stream
 
 
+def verify_corpus(folder):
+    """Raises ValueError where a shard or the tokenizer is not the one that the manifest was written for."""
+    manifest = read_manifest(folder)
+    sums = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
+    sums["tokenizer/vocab.bpe"] = manifest["tokenizer"]["sha256"]
+    for name, sha256 in sums.items():
+        if sha256_of(folder / name) != sha256:
+            raise ValueError(f"{folder / name} is not the file that the manifest names: its SHA-256 is another")
+
+
 class Windows:
     """Random windows of `context_length` tokens from the memory-mapped shards of one split.
 
     What a step reads is a function of (seed, step) alone: the position in the data is the number of the step.
     """
 
-    def __init__(self, shards, context_length, seed):
+    def __init__(self, shards, context_length, seed, split="train"):
         self.shards, self.context_length, self.seed = shards, context_length, seed
         self.ends = np.cumsum([max(0, len(shard) - context_length) for shard in shards])  # of the possible starts
         if not len(self.ends) or self.ends[-1] == 0:
-            raise SystemExit(f"no shard holds a window of {context_length} tokens and the one to predict after it")
+            raise ValueError(f"no shard of the {split} split holds a window of {context_length} tokens and the one to "
+                             "predict after it: it takes a smaller --context, or a larger corpus")  # fmt: skip
 
     def random(self, step, n_rows):
         """Where the windows of a step start: one in each of `n_rows` equal parts of the stream, so that every step
@@ -346,17 +360,34 @@ def checkpoints_in(out):
     return sorted((out / "checkpoints").glob("step_*.safetensors"))
 
 
-def load_newest(out, model, scaler):
-    """Load the newest checkpoint that is whole into `model`: (history, state of the optimizer)."""
-    state = {}
+def newest_whole(out):
+    """The newest checkpoint whose checksum is right, or None."""
+    for file in reversed(checkpoints_in(out)):
+        with contextlib.suppress(ValueError):
+            read_checkpoint(file)
+            return file
+    return None
+
+
+def load_newest(out, model, scaler, first=True):
+    """Load the newest checkpoint that is whole into `model`: (history, state of the optimizer).
+
+    Those that are not whole get the ending .damaged from the first process, so that none counts as the last.
+    """
+    state, damaged = {}, []
     for file in reversed(checkpoints_in(out)):
         try:
             history = load_checkpoint(file, model, SimpleNamespace(load_state_dict=state.update), scaler)
+            for bad in damaged if first else []:
+                os.replace(bad, f"{bad}.damaged")
             return history, state
+        except FileNotFoundError:  # the first process was faster
+            continue
         except ValueError as error:
             if "no whole checkpoint" not in str(error):
                 raise SystemExit(f"--resume: {error}") from None
             print(f"{error}; taking the one before")
+            damaged.append(file)
     raise SystemExit(f"--resume: no checkpoint in {out / 'checkpoints'} is whole")
 
 
@@ -394,14 +425,21 @@ def peak_flops(device, tflops=None):
     return next((peak * 1e12 for known, peak in PEAK_TFLOPS.items() if known in name.replace("-", " ").split()), None)
 
 
+def parse_entry(line):
+    """A line of metrics.jsonl as a dict; None where it is no entry of a run, such as a last line that was cut off."""
+    try:
+        entry = json.loads(line)
+        numbers = [entry["step"], entry["tokens"], entry["loss"], entry.get("val_loss", 0.0)]
+        return entry if all(isinstance(number, (int, float)) for number in numbers) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def read_metrics(out):
-    """The lines of OUT/metrics.jsonl as dicts; a last line that was cut off is left out."""
-    entries = []
-    if (out / "metrics.jsonl").is_file():
-        for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                entries.append(json.loads(line))
-    return entries
+    """The lines of OUT/metrics.jsonl as dicts, without those that are no entries."""
+    file = out / "metrics.jsonl"
+    entries = map(parse_entry, file.read_bytes().splitlines() if file.is_file() else [])
+    return [entry for entry in entries if entry]
 
 
 def plot_metrics(out):
@@ -416,7 +454,9 @@ def plot_metrics(out):
     axis.plot([e["tokens"] for e in evaluated], [e["val_loss"] for e in evaluated], "k.-", label="validation")
     axis.set(xlabel="tokens", ylabel="loss (nats per token)")
     axis.legend()
-    figure.savefig(out / "loss.png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_file(out / "loss.png", picture.getvalue())
 
 
 def write_sample(out, model, tokenizer, step, seed):
@@ -424,19 +464,41 @@ def write_sample(out, model, tokenizer, step, seed):
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     n_new = min(100, model.config.context_length - 1)
     tokens = generate(model, [tokenizer.eot_token], n_new, temperature=0.8, top_k=50, generator=generator)
-    with open(out / "samples.txt", "a", encoding="utf-8") as file:
-        file.write(f"--- step {step}\n{tokenizer.decode(tokens[0, 1:].tolist())}\n")
+    sample = f"--- step {step}\n{tokenizer.decode(tokens[0, 1:].tolist())}\n"
+    file = out / "samples.txt"
+    write_file(file, (file.read_bytes() if file.is_file() else b"") + sample.encode())
 
 
 # ---- the run
 
+LARGEST = 2**63  # no number of a command line reaches it; infinity and NaN are not below it
+
 
 def amount(text):
-    """A number such as 500000, 20M or 2.5B."""
+    """A number of at least 1, such as 500000, 20M or 2.5B."""
     match = re.fullmatch(r"([0-9][0-9_.]*)([KMB]?)", text.upper())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 500000, 20M or 2.5B")
-    return int(float(match[1].replace("_", "")) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]])
+    try:
+        number = float(match[1].replace("_", "")) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]]
+        if 1 <= number < LARGEST:
+            return int(number)
+    except (TypeError, ValueError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1, such as 500000, 20M or 2.5B")
+
+
+def number(kind, least, below=LARGEST):
+    """A type for argparse: an int or float (`kind`), at least `least` and less than `below`."""
+
+    def parse(text):
+        try:
+            if least <= kind(text) < below:
+                return kind(text)
+        except ValueError:
+            pass
+        bounds = f"at least {least}" + f" and below {below:,}" * (below < LARGEST)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole' * (kind is int)} number of {bounds}")
+
+    return parse
 
 
 def parse_arguments(argv=None):
@@ -446,35 +508,34 @@ def parse_arguments(argv=None):
     add("--out", type=Path, required=True, help="the folder of this run")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out; start if there is none")
     add("--model", choices=GPT2_CONFIGS, help="one of GPT-2's sizes; or give --layers, --heads and --width")
-    add("--layers", type=int)
-    add("--heads", type=int)
-    add("--width", type=int)
-    add("--context", type=int, help="tokens that the model sees (default 1024)")
-    add("--dropout", type=float, default=0.0)
+    add("--layers", type=number(int, 1))
+    add("--heads", type=number(int, 1))
+    add("--width", type=number(int, 1))
+    add("--context", type=number(int, 1), help="tokens that the model sees (default 1024)")
+    add("--dropout", type=number(float, 0, 1), default=0.0)
     add("--tokens", type=amount, required=True, help="how many tokens to train on in all, such as 2.5B")
     add("--tokens-per-step", type=amount, help="over all processes (default: one --batch for each process)")
-    add("--batch", type=int, default=8, help="windows that a process computes at a time (default 8)")
+    add("--batch", type=number(int, 1), default=8, help="windows that a process computes at a time (default 8)")
     add("--optimizer", choices=["adamw", "muon"], default="adamw")
-    add("--lr", type=float, default=6e-4, help="highest learning rate (default 6e-4)")
-    add("--min-lr", type=float, help="the rate at the end (default: a tenth of --lr)")
-    add("--warmup", type=int, help="steps to reach --lr (default: 2 in 100)")
-    add("--weight-decay", type=float, default=0.1)
-    add("--clip", type=float, default=1.0, help="largest norm of the gradient; 0: any")
-    add("--seed", type=int, default=0)
+    add("--lr", type=number(float, 0), default=6e-4, help="highest learning rate (default 6e-4)")
+    add("--min-lr", type=number(float, 0), help="the rate at the end (default: a tenth of --lr)")
+    add("--warmup", type=number(int, 0), help="steps to reach --lr (default: 2 in 100)")
+    add("--weight-decay", type=number(float, 0), default=0.1)
+    add("--clip", type=number(float, 0), default=1.0, help="largest norm of the gradient; 0: any")
+    add("--seed", type=number(int, 0, 2**32), default=0)
     add("--compile", action="store_true", help="torch.compile the loss and its gradient")
     add("--recompute", action="store_true", help="activation checkpointing: less memory, about a third more work")
     add("--fsdp", action="store_true", help="with torchrun: share weights and optimizer state out (FSDP2)")
-    add("--eval-every", type=int, default=200, help="steps (default 200)")
-    add("--eval-windows", type=int, default=128, help="windows of the validation split (default 128)")
-    add("--checkpoint-minutes", type=float, default=10.0)
-    add("--keep", type=int, default=2, help="checkpoints to keep (default 2)")
-    add("--peak-tflops", type=float, help="the device's peak, for the utilisation (MFU), where it is not known here")
+    add("--eval-every", type=number(int, 1), default=200, help="steps (default 200)")
+    add("--eval-windows", type=number(int, 1), default=128, help="windows of the validation split (default 128)")
+    add("--checkpoint-minutes", type=number(float, 0), default=10.0)
+    add("--keep", type=number(int, 1), default=2, help="checkpoints to keep (default 2)")
+    add("--peak-tflops", type=number(float, 1e-3),
+        help="the device's peak, for the utilisation (MFU), where it is not known here")  # fmt: skip
     args = parser.parse_args(argv)
     sizes = (args.layers, args.heads, args.width)
     if args.model and any(sizes) or not args.model and not all(sizes):
         parser.error("give either --model, or all of --layers, --heads and --width")
-    if min(args.batch, args.keep, args.eval_every, args.eval_windows) < 1:
-        parser.error("--batch, --keep, --eval-every and --eval-windows must be at least 1")
     args.min_lr = args.lr / 10 if args.min_lr is None else args.min_lr
     return args
 
@@ -499,33 +560,74 @@ def count_steps(args, context_length, world):
     return args.tokens // per_step, per_step
 
 
+@contextlib.contextmanager
+def locked(out):
+    """OUT, which is made if need be, for this process alone; the lock ends with the process, however that ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / "pretrain.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise SystemExit(f"another pretrain.py is at work in {out}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_file(file, content):
+    """Write aside, then rename: at every moment there is a whole file. Raises OSError that names it."""
+    aside = file.with_name(f"{file.name}.partial")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{file} could not be written ({error})") from None
+
+
 def note_settings(args, config, manifest):
     """Write OUT/settings.json; where the run was begun before, say what is different now."""
     file = args.out / "settings.json"
     now = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     now |= {"config": asdict(config), "torch": torch.__version__}
     now["corpus"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
-    if before["tokens_per_step"] != now["tokens_per_step"]:
-        raise SystemExit(f"--resume: a step had {before['tokens_per_step']} tokens, now {now['tokens_per_step']}")
+    try:
+        before = now | json.loads(file.read_bytes()) if file.is_file() else now
+    except (ValueError, TypeError, RecursionError):
+        print(f"{file} is damaged and is written anew; what has changed since the last start is not known")
+        before = now
     for name in sorted(now.keys() - {"resume", "out", "data"}):
-        if before.get(name) != now[name]:
-            print(f"changed since the last start: {name} was {before.get(name)}, is {now[name]}")
-    file.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        if before[name] != now[name]:
+            print(f"changed since the last start: {name} was {before[name]}, is {now[name]}")
+    write_file(file, (json.dumps(now, indent=1) + "\n").encode())
 
 
-def start_metrics(out, steps_done):
-    """Open OUT/metrics.jsonl to add to it, without the lines of steps that a resumed run takes again."""
-    entries = [entry for entry in read_metrics(out) if entry["step"] <= steps_done]
-    (out / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return open(out / "metrics.jsonl", "a", encoding="utf-8")
+def tidy(out, steps_done):
+    """Take from OUT what an earlier run left beyond step `steps_done`: metrics, samples, half-written checkpoints."""
+    for file in (out / "checkpoints").glob("step_*.safetensors.partial"):
+        file.unlink()
+    file, entries = out / "metrics.jsonl", read_metrics(out)
+    for row, line in enumerate(file.read_bytes().splitlines() if file.is_file() else [], 1):
+        if parse_entry(line) is None:
+            print(f"{file}: line {row} is no entry of a run and is left out: {line[:60]!r}")
+    kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= steps_done]
+    write_file(file, "".join(kept).encode())
+    file = out / "samples.txt"
+    samples = file.read_bytes() if file.is_file() else b""
+    for heading in re.finditer(rb"^--- step ([0-9]{1,18})$", samples, re.MULTILINE):
+        if int(heading[1]) > steps_done:
+            write_file(file, samples[: heading.start()])
+            break
 
 
-def note(history, train_loss, val_loss):
+def note(history, val_loss):
     """An entry in the history that the checkpoint carries, as `shared.training.train` makes it."""
-    for name, value in (("step", history.steps_done), ("tokens", history.tokens_done), ("train_loss", train_loss),
-                        ("val_loss", val_loss)):  # fmt: skip
-        getattr(history, name).append(value)
+    history.step.append(history.steps_done)
+    history.tokens.append(history.tokens_done)
+    history.train_loss.append(sum(history.recent_losses) / len(history.recent_losses))
+    history.val_loss.append(val_loss)
+    history.recent_losses = []
 
 
 def open_corpus(args):
@@ -533,7 +635,7 @@ def open_corpus(args):
     try:
         manifest, tokenizer = read_manifest(args.data), load_tokenizer(args.data / "tokenizer")
         config = model_config(args, tokenizer.n_vocab)
-        windows = [Windows(open_shards(args.data, split), config.context_length, args.seed)
+        windows = [Windows(open_shards(args.data, split), config.context_length, args.seed, split)
                    for split in ("train", "validation")]  # fmt: skip
     except (OSError, ValueError) as error:
         raise SystemExit(f"--data: {error}") from None
@@ -546,7 +648,12 @@ def build(args, config, processes):
     seed_everything(args.seed)
     model = GPTModel(config)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(device) == torch.float16)
-    history, optimizer_state = load_newest(args.out, model, scaler) if checkpoints_in(args.out) else (History(), None)
+    history, optimizer_state = History(), None
+    if checkpoints_in(args.out):
+        history, optimizer_state = load_newest(args.out, model, scaler, processes.rank == 0)
+        if history.tokens_done != history.steps_done * args.tokens_per_step:
+            raise SystemExit(f"--resume: a step had {history.tokens_done // history.steps_done} tokens, now "
+                             f"{args.tokens_per_step}")  # fmt: skip
     model.to(device)
     if args.recompute:
         recompute_blocks(model)
@@ -560,16 +667,24 @@ def build(args, config, processes):
     return model, module, optimizer, scaler, history
 
 
-def pretrain(args, processes):
-    """The whole run in this process."""
+def pretrain(args, processes, until_the_end):
+    """The whole run in this process. `until_the_end` is an ExitStack for the lock of its folder."""
     rank, world, device, first = processes.rank, processes.world, processes.device, processes.rank == 0
     manifest, tokenizer, config, train_windows, val_windows = open_corpus(args)
     total_steps, args.tokens_per_step = count_steps(args, config.context_length, world)
     warmup = total_steps // 50 if args.warmup is None else args.warmup
     if args.fsdp and (world == 1 or autocast_dtype(device) == torch.float16):
         raise SystemExit("--fsdp needs several processes (torchrun) and a device that computes in bfloat16 or float32")
+    if first:
+        try:
+            verify_corpus(args.data)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"--data: {error}") from None
+        until_the_end.enter_context(locked(args.out))
     if checkpoints_in(args.out) and not args.resume:
         raise SystemExit(f"{args.out} already holds a run: --resume goes on with it, another --out starts anew")
+    if not checkpoints_in(args.out) and (args.out / "model.safetensors").exists():
+        raise SystemExit(f"{args.out} holds a model.safetensors, but no checkpoint to go on from: give another --out")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # for the products that stay in float32
     model, module, optimizer, scaler, history = build(args, config, processes)
@@ -578,17 +693,15 @@ def pretrain(args, processes):
     print(f"{describe(device)} | {world} process{'es' * (world > 1)}{', FSDP' * args.fsdp}")
     print(f"{n_parameters:,} parameters | {total_steps:,} steps of {args.tokens_per_step:,} tokens, "
           f"from step {history.steps_done:,} | the corpus has {manifest['splits']['train']['tokens']:,}", flush=True)
-    metrics = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if first:
-        args.out.mkdir(parents=True, exist_ok=True)
         note_settings(args, config, manifest)
-        metrics = start_metrics(args.out, history.steps_done)
+        tidy(args.out, history.steps_done)
     peak, flops = peak_flops(device, args.peak_tflops), flops_per_token(config)
     val_batches = batches_of(val_windows, val_windows.evenly(args.eval_windows, world), args.batch, rank, world)
-    losses, saved_at, stopping = [], time.monotonic(), False
+    saved_at, stopping = time.monotonic(), False
     bar = tqdm(total=total_steps, initial=history.steps_done, unit="step", disable=None if first else True)
     module.train()
-    with metrics, bar, stop_on_signals() as stop:
+    with bar, stop_on_signals() as stop:
         while history.steps_done < total_steps and not stopping:
             step, started = history.steps_done, time.perf_counter()
             torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # dropout too is a function of the step
@@ -600,14 +713,14 @@ def pretrain(args, processes):
             try:
                 loss, _ = training_step(module, batches, synchronised(len(batches)), optimizer, scaler, clip=None)
             except FloatingPointError as error:
-                good = checkpoints_in(args.out)[-1:] or ["none yet"]
-                raise SystemExit(f"step {step + 1}: {error}. The last good checkpoint: {good[0]}") from None
+                good = newest_whole(args.out) or "none yet"
+                raise SystemExit(f"step {step + 1}: {error}. The last good checkpoint: {good}") from None
             due = first and time.monotonic() - saved_at > 60 * args.checkpoint_minutes
             loss, stopping, due = processes.total(loss / world, len(stop), due)
             speed = args.tokens_per_step / (time.perf_counter() - started)
             history.steps_done += 1
             history.tokens_done += args.tokens_per_step
-            losses.append(loss)
+            history.recent_losses.append(loss)
             entry = {"step": history.steps_done, "tokens": history.tokens_done, "loss": round(loss, 6), "lr": rate,
                      "grad_norm": optimizer.grad_norm, "tokens_per_s": round(speed, 1)}  # fmt: skip
             if peak:
@@ -616,10 +729,13 @@ def pretrain(args, processes):
             if history.steps_done % args.eval_every == 0 or last:
                 total, count = processes.total(evaluate(module, val_batches, call), 1)
                 entry |= {"val_loss": round(total / count, 6), "memory_mb": (peak_memory(device) or 0) // 2**20}
-                note(history, sum(losses) / len(losses), total / count)
-                losses = []
-            metrics.write(json.dumps(entry) + "\n")
-            metrics.flush()
+                note(history, total / count)
+            if first:
+                try:
+                    with open(args.out / "metrics.jsonl", "a", encoding="utf-8") as metrics:
+                        metrics.write(json.dumps(entry) + "\n")
+                except OSError as error:
+                    bar.write(f"step {entry['step']}: not noted in {args.out / 'metrics.jsonl'}: {error}")
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             if "val_loss" in entry or due:
@@ -627,8 +743,11 @@ def pretrain(args, processes):
             if "val_loss" in entry and first:
                 bar.write(f"step {entry['step']:,} of {total_steps:,} | {entry['tokens']:,} tokens | loss "
                           f"{history.train_loss[-1]:.4f}, validation {entry['val_loss']:.4f} | {speed:,.0f} tokens/s")
-                write_sample(args.out, gathered[0], tokenizer, entry["step"], args.seed)
-                plot_metrics(args.out)
+                try:
+                    write_sample(args.out, gathered[0], tokenizer, entry["step"], args.seed)
+                    plot_metrics(args.out)
+                except OSError as error:
+                    bar.write(f"step {entry['step']}: {error}")
             if due or last:
                 saved = not first or save_run(args.out, args.keep, *gathered, tokenizer, scaler, history)
                 if last and not saved:
@@ -642,8 +761,13 @@ def main(argv=None):
     args = parse_arguments(argv)
     processes = Processes()
     try:
-        with contextlib.redirect_stdout(sys.stdout if processes.rank == 0 else io.StringIO()):
-            pretrain(args, processes)
+        with (
+            contextlib.redirect_stdout(sys.stdout if processes.rank == 0 else io.StringIO()),
+            contextlib.ExitStack() as until_the_end,
+        ):
+            pretrain(args, processes, until_the_end)
+    except OSError as error:
+        raise SystemExit(str(error)) from None
     finally:
         processes.close()
 

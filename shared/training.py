@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, D width, V vocabulary, N = B * T.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -30,7 +31,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     hidden [N, D], weight [V, D], targets [N] (IGNORE does not count) -> loss []. The logits of a few rows at a time
     give their share of the loss and, at once, of the gradient (softmax minus one-hot, times 1/N): [chunk, V] instead
     of [N, V] in float32. The idea is that of Liger Kernel (Hsu et al. 2024) and of Cut Your Losses (Wijmans et al.
-    2024). Where gradients are asked for, a target less likely than 1e-38 counts as 87 nats.
+    2024).
     """
 
     @staticmethod
@@ -54,13 +55,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             scores = logits[: len(h)]
             scores[:, V:] = -torch.inf
             torch.mm(h, w.T, out=scores[:, :V])
+            log_probs = torch.log_softmax(scores, -1, dtype=torch.float32, out=probs[: len(h)])
+            chosen = log_probs.gather(1, safe)
+            loss -= (chosen * valid).sum()
             if not (need_hidden or need_weight):
-                loss -= (torch.log_softmax(scores, -1, dtype=torch.float32).gather(1, safe) * valid).sum()
                 continue
-            grad = torch.softmax(scores, -1, dtype=torch.float32, out=probs[: len(h)])
-            chosen = grad.gather(1, safe)
-            loss -= (chosen.clamp(min=1e-38).log() * valid).sum()
-            grad = grad.scatter_(1, safe, chosen - 1)[:, :V].to(w.dtype)
+            grad = log_probs.exp_().scatter_(1, safe, chosen.exp() - 1)[:, :V].to(w.dtype)
             share = (valid / count).to(w.dtype)  # [chunk, 1]: cheaper to apply to [chunk, D] than to [chunk, V]
             if need_hidden:
                 d_hidden[rows] = (grad @ w) * share
@@ -151,9 +151,17 @@ class History:
     tokens: list = field(default_factory=list)
     train_loss: list = field(default_factory=list)  # mean over the steps since the entry before
     val_loss: list = field(default_factory=list)
+    recent_losses: list = field(default_factory=list)  # of the steps since the last entry
     steps_done: int = 0
     tokens_done: int = 0
     interrupted: bool = False
+
+
+def check_bounds(least, **values):
+    """Raises ValueError for a value that is below `least`, infinite or not a number; None stands for no value."""
+    for name, value in values.items():
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be a finite number of at least {least}")
 
 
 def train(
@@ -168,8 +176,14 @@ def train(
     and at the end, `evaluate` averages `eval_batches` batches of `val_loader`. Epoch e is shuffled with `seed + e`:
     with `checkpoint` (a file) the state is saved every `checkpoint_every` steps and at the end, and `resume=True` goes
     on from it, bit for bit on a CPU. Ctrl-C ends the run after the current step and keeps what was learned.
-    A loss that is not finite raises FloatingPointError before it can harm the weights.
+    A loss that is not finite raises FloatingPointError before it can harm the weights; settings that make no sense
+    raise ValueError.
     """
+    check_bounds(0, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps, weight_decay=weight_decay)
+    check_bounds(1, accumulate=accumulate, eval_every=eval_every, eval_batches=eval_batches,
+                 checkpoint_every=checkpoint_every)  # fmt: skip
+    if checkpoint is None and (resume or checkpoint_every):
+        raise ValueError("`resume` and `checkpoint_every` need `checkpoint`, the file of the run")
     device = next(model.parameters()).device
     for parameter in model.parameters():  # GPT-2's files give transposed views; a step is faster on copies in order
         parameter.data = parameter.data.contiguous()
@@ -180,7 +194,6 @@ def train(
     if total_steps < 1:
         raise ValueError(f"nothing to train: {epochs} epochs of {len(train_loader)} batches, {accumulate} to a step")
     history = load_checkpoint(checkpoint, model, optimizer, scaler) if resume else History()
-    recent_losses = []
     bar = tqdm(total=total_steps, initial=history.steps_done, unit="step", disable=not progress, mininterval=0.5)
     model.train()
     with bar, stop_on_interrupt() as stop:
@@ -192,7 +205,7 @@ def train(
             loss, n_tokens = training_step(model, batches, step_loss, optimizer, scaler, clip)
             history.steps_done += 1
             history.tokens_done += n_tokens
-            recent_losses.append(loss)
+            history.recent_losses.append(loss)
             bar.update()
             speed = n_tokens / (time.perf_counter() - started)
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
@@ -200,9 +213,9 @@ def train(
             if history.steps_done % eval_every == 0 or history.steps_done == total_steps or stop:
                 history.step.append(history.steps_done)
                 history.tokens.append(history.tokens_done)
-                history.train_loss.append(sum(recent_losses) / len(recent_losses))
+                history.train_loss.append(sum(history.recent_losses) / len(history.recent_losses))
                 history.val_loss.append(evaluate(model, val_loader, loss_fn, eval_batches) if val_loader else None)
-                recent_losses = []
+                history.recent_losses = []
             if checkpoint_every and history.steps_done % checkpoint_every == 0:
                 save_checkpoint(checkpoint, model, optimizer, scaler, history)
             if stop:
@@ -219,6 +232,8 @@ def training_step(model, batches, loss_fn, optimizer, scaler, clip=1.0):
     Each batch weighs as much as it has targets that count, so that accumulation changes memory, not the gradient.
     Raises FloatingPointError, with the weights untouched, when the loss is not finite.
     """
+    if clip is not None and not clip > 0:  # a negative one would turn the gradient round
+        raise ValueError(f"clip is {clip}; it must be above 0, or None")
     device = next(model.parameters()).device
     counts = [(batch[-1] != IGNORE).sum().item() for batch in batches]
     total = 0.0
@@ -293,10 +308,20 @@ def compile_or_eager(function):
     return run
 
 
+def checksum(tensors, state):
+    """SHA-256 of a checkpoint's tensors (with names, formats and shapes) and of its `state`, a string."""
+    digest = hashlib.sha256(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_checkpoint(file, model, optimizer=None, scaler=None, history=None):
     """Write all that a run needs to go on into one safetensors file: weights, optimizer, random state, history.
 
-    Written aside and renamed: at every moment `file` is a whole checkpoint, the old one or the new one.
+    Written aside and renamed: at every moment `file` is a whole checkpoint, the old one or the new one. It carries a
+    checksum of its contents.
     """
     file = Path(file)
     tensors = {f"model.{name}": tensor for name, tensor in unshared(model).items()}
@@ -315,7 +340,8 @@ def save_checkpoint(file, model, optimizer=None, scaler=None, history=None):
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, aside, metadata={"format": "pt", "state": json.dumps(state)})
+        state = json.dumps(state)
+        save_file(tensors, aside, metadata={"format": "pt", "state": state, "sha256": checksum(tensors, state)})
         with open(aside, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(aside, file)
@@ -324,35 +350,49 @@ def save_checkpoint(file, model, optimizer=None, scaler=None, history=None):
         raise OSError(f"{file} could not be written ({error}); an older checkpoint there is untouched") from None
 
 
-def load_checkpoint(file, model, optimizer=None, scaler=None):
-    """Read what `save_checkpoint` wrote into `model` (and optimizer, scaler, random state); returns the `History`.
+def read_checkpoint(file):
+    """(tensors by name, state) of a file that `save_checkpoint` wrote.
 
-    Raises FileNotFoundError when there is none, ValueError when the file is damaged or of another configuration;
-    then nothing has been changed.
+    Raises FileNotFoundError when there is none, ValueError when it is not whole, down to the last bit.
     """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no checkpoint {file}")
     try:
         with safe_open(file, framework="pt") as opened:
-            state = json.loads((opened.metadata() or {})["state"])
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        if metadata.get("sha256") != checksum(tensors, metadata.get("state", "")):
+            raise ValueError("its checksum is missing or is not that of its contents")
+    except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{file} is no whole checkpoint: {error}") from None
+    return tensors, json.loads(metadata["state"])
+
+
+def load_checkpoint(file, model, optimizer=None, scaler=None):
+    """Read what `save_checkpoint` wrote into `model` (and optimizer, scaler, random state); returns the `History`.
+
+    Raises FileNotFoundError when there is none, ValueError when the file is damaged or of another configuration;
+    then nothing has been changed.
+    """
+    tensors, state = read_checkpoint(file)
     ours = asdict(model.config)
     differ = [f"{k} {state['config'].get(k)} (here {v})" for k, v in ours.items() if state["config"].get(k) != v]
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     shapes = {name: tuple(tensor.shape) for name, tensor in unshared(model).items()}
     if differ or {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
         raise ValueError(f"{file} belongs to another model: {', '.join(differ) or 'other layers'}")
-    model.load_state_dict(weights, strict=False)  # a tied head is stored once
     if optimizer is not None and "param_groups" in state:
         values = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, i, key = name.split(".", 2)
                 values.setdefault(int(i), {})[key] = tensor
-        optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
+        groups = state["param_groups"]
+        for group in groups:  # JSON made lists of tuples, such as AdamW's betas
+            group |= {k: tuple(v) for k, v in group.items() if isinstance(v, list) and k != "params"}
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
+    model.load_state_dict(weights, strict=False)  # a tied head is stored once
     if scaler is not None and "scaler" in state:
         scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(tensors["random.cpu"])

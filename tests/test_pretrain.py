@@ -27,6 +27,7 @@ import pretrain  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.classification import SpamClassifier, balance, parse_messages, train_classifier  # noqa: E402
+from shared.download import sha256_of  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
 from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond  # noqa: E402
 from shared.text import BPETokenizer  # noqa: E402
@@ -62,10 +63,13 @@ def corpus(tmp_path_factory):
     splits = {"train": {"shards": []}, "validation": {"shards": []}}
     for name, part in parts.items():
         part.tofile(folder / name)
-        splits[name.split("_")[0]]["shards"].append({"file": name, "tokens": len(part)})
+        shard = {"file": name, "tokens": len(part), "sha256": sha256_of(folder / name)}
+        splits[name.split("_")[0]]["shards"].append(shard)
     for split in splits.values():
         split["tokens"] = sum(shard["tokens"] for shard in split["shards"])
-    manifest = {"format": 1, "dtype": "uint16", "splits": splits}
+    sha256 = sha256_of(folder / "tokenizer" / "vocab.bpe")
+    manifest = {"format": 1, "dtype": "uint16", "splits": splits, "tokenizer": {"sha256": sha256},
+                "files": {"tokenizer/vocab.bpe": sha256}}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
@@ -104,6 +108,21 @@ def metrics_of(out):
         for name in ["tokens_per_s", "memory_mb"] + ["val_loss"] * (entry["step"] not in (5, 10, 12)):
             entry.pop(name, None)
     return entries
+
+
+def history_of(out):
+    """What the newest checkpoint tells of the run before it."""
+    with safe_open(pretrain.checkpoints_in(out)[-1], framework="pt") as opened:
+        return json.loads(opened.metadata()["state"])["history"]
+
+
+def flip_an_exponent(file):
+    """Damage a checkpoint so that it still reads well: the last token's embedding becomes huge or tiny."""
+    content = bytearray(file.read_bytes())
+    with safe_open(file, framework="pt") as opened:
+        weight = opened.get_tensor("model.final_norm.weight").numpy().tobytes()
+    content[content.index(weight) + 3] ^= 0x10
+    file.write_bytes(content)
 
 
 def assert_same_run(out, other):
@@ -259,26 +278,65 @@ def test_a_run_learns_in_each_number_format(number_format, optimizer, corpus, tm
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-def test_killed_or_stopped_a_run_resumes_bit_for_bit(unbroken, corpus, tmp_path):
-    killed, stopped = start(corpus, tmp_path / "killed"), start(corpus, tmp_path / "stopped")
-    waiting = {"killed": (killed, 5, signal.SIGKILL), "stopped": (stopped, 2, signal.SIGTERM)}
-    deadline = time.monotonic() + 90
-    while waiting and time.monotonic() < deadline:
-        for name, (process, step, number) in list(waiting.items()):
-            if len(pretrain.read_metrics(tmp_path / name)) >= step:
-                process.send_signal(number)
-                del waiting[name]
-    said, _ = stopped.communicate(timeout=60)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL and stopped.returncode == 0, said
-    assert "--resume goes on" in said
-    (steps_name, _), last = tensors_of(tmp_path / "stopped"), pretrain.read_metrics(tmp_path / "stopped")[-1]
-    assert steps_name == f"step_{last['step']:08d}.safetensors" and 2 <= last["step"] < 12
-    for name in ("killed", "stopped"):
-        assert len(pretrain.checkpoints_in(tmp_path / name)) <= 2 + 1  # killed between writing and tidying: one more
-        run(corpus, tmp_path / name, "--resume")
-        assert_same_run(tmp_path / name, unbroken)
-        assert len(pretrain.checkpoints_in(tmp_path / name)) == 2
+def test_stopped_a_run_resumes_bit_for_bit_and_another_keeps_out_meanwhile(unbroken, corpus, tmp_path):
+    out = tmp_path / "run"
+    process, deadline = start(corpus, out), time.monotonic() + 90
+    while len(pretrain.read_metrics(out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for options in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match=f"another pretrain.py is at work in {out}"):
+            run(corpus, out, *options)
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "--resume goes on" in said, said
+    (name, _), last = tensors_of(out), pretrain.read_metrics(out)[-1]
+    assert name == f"step_{last['step']:08d}.safetensors" and 2 <= last["step"] < 12
+    run(corpus, out, "--resume")
+    assert_same_run(out, unbroken)
+    assert len(pretrain.checkpoints_in(out)) == 2
+
+
+CAMPAIGN = """
+import os, random, signal, sys, time
+from pathlib import Path
+import matplotlib.figure
+import torch._dynamo
+import pretrain
+
+torch.set_num_threads(1)
+metrics, moments = Path(sys.argv[1]) / "metrics.jsonl", random.Random(0)
+for steps in (1, 4, 7, 10):
+    child = os.fork()  # which saves the imports
+    if child == 0:
+        pretrain.main(sys.argv[2:])
+        os._exit(0)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if metrics.exists() and metrics.read_bytes().count(b"\\n") >= steps:
+            time.sleep(moments.uniform(0, 0.1))
+            os.kill(child, signal.SIGKILL)
+            print("killed", flush=True)
+            os.waitpid(child, 0)
+            break
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_killed_at_random_moments_a_run_resumes_bit_for_bit(unbroken, corpus, tmp_path):
+    options = ["--data", str(corpus), "--out", str(tmp_path), *RUN, "--checkpoint-minutes", "0", "--resume"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "03_gpt")}
+    done = subprocess.run([sys.executable, "-c", CAMPAIGN, str(tmp_path), *options], env=environment, text=True,
+                          capture_output=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("killed") >= 3, done.stderr[-3000:]
+    assert len(pretrain.checkpoints_in(tmp_path)) <= 2 + 1  # killed between writing and tidying: one more
+    run(corpus, tmp_path, "--resume")
+    assert_same_run(tmp_path, unbroken)
+    assert history_of(tmp_path) == history_of(unbroken)
+    assert (tmp_path / "samples.txt").read_bytes() == (unbroken / "samples.txt").read_bytes()
+    assert len(pretrain.checkpoints_in(tmp_path)) == 2 and not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="gloo needs more set-up on Windows")
@@ -334,13 +392,15 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
 
     def broken(model, inputs, targets):
         calls.append(model.training)
+        if model.training and sum(calls) == 7 * 4 + 1:
+            flip_an_exponent(pretrain.checkpoints_in(tmp_path / "run")[-1])
         return plain(model, inputs, targets) * (float("nan") if sum(calls) == 7 * 4 + 1 else 1.0)  # in step 8
 
     monkeypatch.setattr(pretrain, "next_token_loss", broken)
-    with pytest.raises(SystemExit, match="step 8: the loss is nan.*step_00000007"):
+    with pytest.raises(SystemExit, match="step 8: the loss is nan.*step_00000006"):
         run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
     assert pretrain.read_metrics(tmp_path / "run")[-1]["step"] == 7
-    assert tensors_of(tmp_path / "run")[0] == "step_00000007.safetensors"
+    assert [file.name[:13] for file in pretrain.checkpoints_in(tmp_path / "run")] == ["step_00000006", "step_00000007"]
 
 
 def test_a_full_disk_in_between_does_not_stop_a_run_and_at_the_end_says_so(corpus, tmp_path, monkeypatch, capsys):
@@ -358,13 +418,82 @@ def test_a_full_disk_in_between_does_not_stop_a_run_and_at_the_end_says_so(corpu
     assert [f.name[:13] for f in pretrain.checkpoints_in(tmp_path / "run")] == ["step_00000010", "step_00000011"]
 
 
+def test_a_full_disk_costs_lines_and_pictures_but_not_the_run(unbroken, corpus, tmp_path, monkeypatch, capsys):
+    resource = pytest.importorskip("resource")
+    step, calls, (usual, most) = pretrain.training_step, [], resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(*args, **kwargs):
+        calls.append(1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20 if 3 <= len(calls) <= 6 else usual, most))
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(pretrain, "training_step", filling)
+    out = tmp_path / "run"
+    try:
+        run(corpus, out)
+        settings = (out / "settings.json").read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, most))
+        with pytest.raises(SystemExit, match="settings.json could not be written .*File too large"):
+            run(corpus, out, "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+    said = capsys.readouterr().out
+    assert said.count("not noted in") == 4 and "metrics.jsonl: [Errno 27] File too large" in said
+    assert "step 5: " in said and "samples.txt could not be written" in said
+    assert [entry["step"] for entry in pretrain.read_metrics(out)] == [1, 2, 7, 8, 9, 10, 11, 12]
+    assert (out / "samples.txt").read_text(encoding="utf-8").count("--- step") == 2
+    assert (out / "settings.json").read_bytes() == settings
+    assert torch.equal(tensors_of(out)[1]["model.final_norm.weight"],
+                       tensors_of(unbroken)[1]["model.final_norm.weight"])  # fmt: skip
+    run(corpus, out, "--resume")
+
+
+@pytest.mark.parametrize("settings", [b"", b'{"data": "d", "to', b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_damaged_state_files_are_mended_and_named(unbroken, corpus, tmp_path, capsys, settings):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    bad = [b"\n", b"null\n", b'{"step": "4", "tokens": 1, "loss": 1}\n', b'{"step": 3}\n', b"\xff\n",
+           b"[" * 100_000 + b"\n", lines[4][:20]]  # fmt: skip
+    (out / "metrics.jsonl").write_bytes(b"".join([*bad[:3], *lines, *bad[3:]]))
+    (out / "settings.json").write_bytes(settings)
+    (out / "checkpoints" / "step_00000007.safetensors.partial").write_bytes(b"half")
+    samples = (out / "samples.txt").read_bytes()
+    (out / "samples.txt").write_bytes(samples + b"--- step 15\nof a step that was lost\n--- step 20\nanother\n")
+    run(corpus, out, "--resume")
+    said = capsys.readouterr().out
+    assert f"{out / 'settings.json'} is damaged" in said
+    for row in (1, 2, 3, 16, 17, 18, 19):
+        assert f"{out / 'metrics.jsonl'}: line {row} is no entry" in said
+    assert said.count("is no entry") == 7
+    assert (out / "metrics.jsonl").read_bytes() == b"".join(lines)
+    assert json.loads((out / "settings.json").read_bytes())["tokens_per_step"] == 512
+    assert (out / "samples.txt").read_bytes() == samples
+    assert not list(out.rglob("*.partial"))
+
+
 def test_a_damaged_checkpoint_is_passed_over(unbroken, corpus, tmp_path, capsys):
-    run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
-    last = pretrain.checkpoints_in(tmp_path / "run")[-1]
+    run(corpus, tmp_path / "run", "--checkpoint-minutes", "0", "--keep", "3")
+    *_, older, last = pretrain.checkpoints_in(tmp_path / "run")
     last.write_bytes(last.read_bytes()[:1000])
-    run(corpus, tmp_path / "run", "--resume")
-    assert "taking the one before" in capsys.readouterr().out
+    flip_an_exponent(older)
+    run(corpus, tmp_path / "run", "--resume", "--keep", "1")
+    said = capsys.readouterr().out
+    assert said.count("taking the one before") == 2 and f"{older} is no whole checkpoint: its checksum" in said
+    assert "from step 10" in said
     assert_same_run(tmp_path / "run", unbroken)
+    names = sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"{older.name}.damaged", last.name, f"{last.name}.damaged"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_touched(unbroken, corpus, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    for file in pretrain.checkpoints_in(tmp_path / "run"):
+        flip_an_exponent(file)
+    for _ in range(2):  # neither does the second try begin anew
+        with pytest.raises(SystemExit, match="no checkpoint in .* is whole"):
+            run(corpus, tmp_path / "run", "--resume")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
 
 
 def test_a_finished_run_resumed_does_nothing(unbroken, corpus, tmp_path):
@@ -379,7 +508,8 @@ def test_a_finished_run_resumed_does_nothing(unbroken, corpus, tmp_path):
     [
         (["--tokens-per-step", "500"], "500 is no multiple of 128 .*; 512 would be"),
         (["--tokens", "100"], "less than one step"),
-        (["--context", "4000"], "no shard holds a window of 4000"),
+        (["--context", "4000"], "no shard of the validation split holds a window of 4000"),
+        (["--context", "40000"], "no shard of the train split holds a window of 40000"),
         (["--heads", "5"], "divisible"),
         (["--fsdp"], "torchrun"),
         (["--data", "nowhere"], "manifest.json does not exist"),
@@ -391,6 +521,38 @@ def test_settings_that_do_not_fit_are_named(corpus, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
+NO_NUMBERS = {
+    "--layers": ["0", "-2", "1.5"], "--heads": ["0"], "--width": ["0"], "--context": ["0", "-1", "many"],
+    "--tokens": ["0", "-5", "1e400", "nan", "1.2.3", "0.5", "9" * 400, "9" * 5000], "--tokens-per-step": ["0", "inf"],
+    "--batch": ["0"], "--keep": ["0"], "--eval-every": ["0"], "--eval-windows": ["-1"], "--seed": ["-1", str(2**32)],
+    "--lr": ["nan", "inf", "-1e-3", "1e400", ""], "--min-lr": ["nan", "-1"], "--warmup": ["-1", "2.5", "9" * 400],
+    "--weight-decay": ["nan", "inf", "-0.1"], "--clip": ["-1", "nan", "inf"], "--dropout": ["1", "-0.1", "nan"],
+    "--checkpoint-minutes": ["nan", "-1"], "--peak-tflops": ["0", "nan"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "value"), [(o, value) for o, values in NO_NUMBERS.items() for value in values])
+def test_numbers_out_of_bounds_are_refused(corpus, tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as refusal:
+        run(corpus, tmp_path / "run", f"{option}={value}")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert refusal.value.code == 2 and f"error: argument {option}: {value!r} is not a" in said and "at least" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_named_and_left_alone(corpus, tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit, match=str(tmp_path / "file")):
+        run(corpus, tmp_path / "file")
+    for options in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match="model holds a model.safetensors"):
+            run(corpus, tmp_path / "model", *options)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / "model" / "model.safetensors").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_folder_with_another_run_is_not_touched(unbroken, corpus):
     with pytest.raises(SystemExit, match="already holds a run"):
         run(corpus, unbroken)
@@ -400,18 +562,22 @@ def test_a_folder_with_another_run_is_not_touched(unbroken, corpus):
         run(corpus, unbroken, "--resume", "--tokens-per-step", "1024")
 
 
-def test_a_shard_that_was_cut_is_named(corpus, tmp_path):
+def test_a_corpus_that_is_not_the_manifests_is_named(corpus, tmp_path):
     folder = tmp_path / "corpus"
-    folder.mkdir()
-    for file in corpus.glob("*.*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    with open(folder / "train_00001.bin", "r+b") as file:
-        file.truncate(100)
-    (folder / "tokenizer").mkdir()
-    for file in (corpus / "tokenizer").iterdir():
-        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(corpus, folder)
+    shard = folder / "train_00001.bin"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
     with pytest.raises(SystemExit, match="train_00001.bin has 100 bytes"):
         run(folder, tmp_path / "run")
+    shard.write_bytes(whole[::-1])
+    with pytest.raises(SystemExit, match="train_00001.bin is .*file"):
+        run(folder, tmp_path / "run")
+    shard.write_bytes(whole)
+    BPETokenizer().train("another text of another kind " * 50, 270).save(folder / "tokenizer")
+    with pytest.raises(SystemExit, match="vocab.bpe is .*file"):
+        run(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_compile_where_it_does_not_work_goes_on_without(unbroken, corpus, tmp_path, monkeypatch, capsys):

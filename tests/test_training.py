@@ -1,6 +1,5 @@
 """Loss, optimizer, schedule, loop, checkpoint and resume."""
 
-import math
 import os
 import signal
 import subprocess
@@ -112,7 +111,8 @@ def test_linear_cross_entropy_of_the_hopeless_and_the_broken():
     with torch.no_grad():
         assert_close(LinearCrossEntropy.apply(hidden.detach(), weight.detach(), targets, 512), exact)
     loss = LinearCrossEntropy.apply(hidden, weight, targets, 512)
-    assert_close(loss.item(), (38 * math.log(10) + F.cross_entropy(hidden[1:] @ weight.T, targets[1:]).item()) / 2)
+    assert exact > 900  # where the probability itself is 0 in float32
+    assert_close(loss, exact)
     for mine, theirs in zip(torch.autograd.grad(loss, (hidden, weight), retain_graph=True),
                             torch.autograd.grad(exact, (hidden, weight)), strict=True):  # fmt: skip
         assert_close(mine, theirs)
@@ -250,7 +250,7 @@ def test_a_run_cut_in_two_equals_an_unbroken_one(tmp_path, monkeypatch, accumula
     resumed = make(seed=99)
     rest = train(resumed, *loaders(), **OPTIONS, **saving, resume=True)
     assert same_weights(unbroken, resumed)
-    assert full.val_loss == rest.val_loss and full.step == rest.step and full.tokens == rest.tokens
+    assert full == rest
 
 
 def test_ctrl_c_keeps_the_model_and_can_be_resumed(tmp_path):
@@ -293,6 +293,25 @@ def test_nothing_to_train_is_refused():
         train(make(), loaders()[0], accumulate=1000, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", -1e-3), ("lr", torch.nan), ("lr", torch.inf), ("min_lr", -1.0), ("min_lr", torch.nan), ("warmup_steps", -1),
+     ("weight_decay", -0.1), ("weight_decay", torch.inf), ("clip", -1.0), ("clip", 0), ("clip", torch.nan),
+     ("accumulate", 0), ("accumulate", -2), ("eval_every", 0), ("eval_batches", 0), ("checkpoint_every", 0)],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_before_a_step(tmp_path, name, value):
+    model = make()
+    with pytest.raises(ValueError, match=f"^{name} is {value}; it must be"):
+        train(model, *loaders(), checkpoint=tmp_path / "c.safetensors", progress=False, **{name: value})
+    assert same_weights(model, make()) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"checkpoint_every": 5}])
+def test_a_run_without_a_file_can_neither_be_saved_nor_resumed(options):
+    with pytest.raises(ValueError, match="need `checkpoint`"):
+        train(make(), *loaders(), progress=False, **options)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_checkpoint_round_trip(tmp_path, tied):
     config, file = replace(CONFIG, tie_weights=tied), tmp_path / "c.safetensors"
@@ -306,7 +325,7 @@ def test_checkpoint_round_trip(tmp_path, tied):
     load_checkpoint(file, other, other_optimizer)
     assert same_weights(model, other)
     assert (other.head.weight is other.token_embedding.weight) == tied
-    assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert other_optimizer.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         a, b = optimizer.state[p], other_optimizer.state[q]
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"]) and a["step"] == b["step"]
@@ -326,6 +345,32 @@ def test_wrong_and_damaged_checkpoints_are_refused_and_change_nothing(tmp_path):
         with pytest.raises(ValueError, match="no whole checkpoint"):
             load_checkpoint(file, model)
     assert same_weights(model, before)
+
+
+def test_one_wrong_bit_in_a_checkpoint_is_noticed_wherever_it_is(tmp_path):
+    file, before = tmp_path / "c.safetensors", make()
+    model, optimizer = make(), make_optimizer(make())
+    save_checkpoint(file, make(seed=5), make_optimizer(make(seed=5)), history=training.History(steps_done=3))
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    _, state = training.read_checkpoint(file)
+    assert state["history"]["steps_done"] == 3
+    names = whole.index(b'"state"')  # behind it: what the metadata say of the run, then the tensors' names
+    for position in [*range(8), *range(names, header, 31), *range(header, len(whole), 1997), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="c.safetensors is no whole checkpoint"):
+            load_checkpoint(file, model, optimizer)
+    assert same_weights(model, before)
+
+
+def test_another_optimizer_is_refused_before_the_weights_are_changed(tmp_path):
+    model = make()
+    save_checkpoint(tmp_path / "c.safetensors", make(seed=5), make_optimizer(make(seed=5)))
+    with pytest.raises(ValueError, match="parameter group"):
+        load_checkpoint(tmp_path / "c.safetensors", model, torch.optim.SGD(model.parameters()))
+    assert same_weights(model, make())
 
 
 def test_a_full_disk_harms_nothing(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("the gradient forgets the one-hot", find="grad.scatter_(1, safe, chosen - 1)", replace="grad"),
+    Mutation("the gradient forgets the one-hot", find=".scatter_(1, safe, chosen.exp() - 1)", replace=""),
     Mutation("ignored targets count", find="share = (valid / count).to(w.dtype)",
              replace="share = (1 / count).to(w.dtype)"),
     Mutation("every batch weighs the same in the evaluation", find="total += loss_fn(model, *batch).item() * n",
@@ -17,7 +17,7 @@ MUTATIONS = [
     Mutation("the resumed run starts its order anew", find="if step >= steps_done:",
              replace="if step >= steps_done - steps_done:"),
     Mutation("the optimizer is not restored",
-             find='optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})',
+             find='optimizer.load_state_dict({"state": values, "param_groups": groups})',
              replace="pass"),
     Mutation("the random state is not restored", find='torch.set_rng_state(tensors["random.cpu"])', replace="pass"),
     Mutation("nothing is learned by heart: the text is read once", find='settings = {"epochs": epochs,',
