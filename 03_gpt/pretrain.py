@@ -259,7 +259,9 @@ def wrap(model, processes, fsdp=False, compiled=False):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second or two
 
         mesh = dist.init_device_mesh(device.type, (processes.world,))
-        policy = MixedPrecisionPolicy(param_dtype=autocast_dtype(device), cast_forward_inputs=False)
+        # On a CPU, autocast alone rounds: its layer_norm wants input and weight in one format.
+        param_dtype = autocast_dtype(device) if device.type == "cuda" else None
+        policy = MixedPrecisionPolicy(param_dtype=param_dtype, cast_forward_inputs=False)
         for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         return fully_shard(module, mesh=mesh)  # the head stays in float32: LinearCrossEntropy adds up its gradient
