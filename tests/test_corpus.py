@@ -104,6 +104,13 @@ def contents(folder):
     return files | {"report.json": report}
 
 
+def snapshot(folder):
+    """Name -> bytes of all files, links as what they point to, folders as None."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            for name, path in paths.items()}  # fmt: skip
+
+
 # --- one text ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +158,26 @@ def test_filter(rule, dropped, kept):
     assert rule(dropped) and not rule(kept)
     assert rules.why_dropped(dropped, {rule.__name__: rule}) == rule.__name__
     assert rules.why_dropped(kept, {rule.__name__: rule}) is None
+
+
+HINDI = "गाँव के स्कूल में बच्चे हर सुबह प्रार्थना के बाद अपनी किताबें खोलते हैं और मास्टर जी से नई कहानियाँ सुनते हैं।"
+TAMIL = "காலையில் சூரியன் உதித்ததும் மீனவர்கள் தங்கள் படகுகளை எடுத்துக்கொண்டு கடலுக்குச் செல்கிறார்கள், மாலையில் திரும்புகிறார்கள்."
+BENGALI = "বর্ষাকালে নদীর জল বেড়ে গেলে গ্রামের মানুষ নৌকায় করে বাজারে যায় এবং সন্ধ্যায় বাড়ি ফিরে আসে।"
+MALAYALAM = "മഴ പെയ്തു തുടങ്ങിയപ്പോൾ കുട്ടികൾ മുറ്റത്തുനിന്ന് വീട്ടിലേക്ക് ഓടിക്കയറി, അമ്മ അവർക്ക് ചൂടുള്ള ചായ കൊടുത്തു."
+BURMESE = "ကျွန်တော်တို့ရွာမှာ မိုးရာသီရောက်ရင် လယ်သမားတွေ မနက်စောစောထပြီး လယ်ထဲကို သွားကြတယ်။"
+ARABIC = "ذَهَبَ الوَلَدُ إِلَى المَدْرَسَةِ فِي الصَّبَاحِ وَقَرَأَ كِتَابًا جَدِيدًا مَعَ أَصْدِقَائِهِ."
+
+
+@pytest.mark.parametrize("sentence", [HINDI, TAMIL, BENGALI, MALAYALAM, BURMESE, ARABIC])
+def test_marks_belong_to_the_letters(sentence):
+    text = "\n".join(f"{sentence} {i}" for i in range(10))
+    cleaned, _ = rules.clean(text)
+    assert rules.why_dropped(cleaned) is None
+    assert rules.few_letters(cleaned + " | 12.5 — 13.7 |" * 80), "numbers are still no letters"
+
+
+def test_signs_without_letters_are_not_kept_for_their_marks():
+    assert rules.few_letters("❤️ ✌️ " * 100) and rules.few_letters("12️ " * 100)
 
 
 def test_an_empty_text_breaks_nothing():
@@ -603,10 +630,10 @@ def test_a_folder_is_not_mixed_up(make, tmp_path, monkeypatch):
     with pytest.raises(CorpusError, match=r"limit None, now 5000.*--restart"):
         make(source, limit=5000)
     (folder / "manifest.json").unlink()
-    with pytest.raises(CorpusError, match="holds shards of another run"):
+    left = snapshot(folder)
+    with pytest.raises(CorpusError, match="is in the way, and no record says that a run has made it"):
         make(source)
-    pipeline.remove_corpus(folder)
-    assert list(folder.iterdir()) == [] and contents(make(source)) == before
+    assert snapshot(folder) == left and contents(make(source, name="another")) == before
 
     monkeypatch.setattr(pipeline, "stream", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
@@ -627,6 +654,7 @@ def test_a_folder_is_not_mixed_up(make, tmp_path, monkeypatch):
     (["--source", "short.jsonl", "--no-near"], "no document was kept"),
     (["--source", "short.jsonl", "--shard", "1/2"], "there are not so many files"),
     (["--source", "hf://datasets/x"], "must be hf://datasets/OWNER/NAME"),
+    (["--source", "http://127.0.0.1:9/../../a.txt"], "a path with .. leads out of the cache"),
 ])  # fmt: skip
 def test_errors_are_one_clear_sentence(tmp_path, tokenizer, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
@@ -636,17 +664,43 @@ def test_errors_are_one_clear_sentence(tmp_path, tokenizer, monkeypatch, capsys,
     assert pipeline.main([*arguments, "--out", "out", "--tokenizer", str(tokenizer), "--workers", "1"]) == 1
     output = capsys.readouterr()
     assert message in output.out and "Traceback" not in output.out + output.err
+    assert Path("out").exists() == ("no document was kept" in message), "what is refused leaves no trace"
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["--source", "a", "--merge", "b"], ["--source", "a", "--shard", "2/2"], ["--source", "a", "--limit", "much"],
-    ["--source", "a", "--keep-meta", "x"], ["--source", "a", "--near", "2"],
-    ["--source", "a", "--train-tokenizer", "9"], ["--source", "a", "--workers", "0"],
+@pytest.mark.parametrize("arguments, message", [
+    ("", "give --source or --merge"), ("--source a --merge b", "give --source or --merge"),
+    ("--merge a --restart", "--merge goes with no other"), ("--merge a --limit 5GB", "--merge goes with no other"),
+    ("--source a --near 0.5 --no-near", "exclude"), ("--source a --tokenizer a --train-tokenizer 300", "exclude"),
+    ("--source a --shard 2/2", "shard is '2/2'"), ("--source a --shard 0/0", "shard is '0/0'"),
+    ("--source a --shard -1/2", "--shard"), ("--source a --keep-meta x", "KEY=VALUE"),
+    ("--source a --limit much", "no size"), ("--source a --limit 0", "no size from 1 byte"),
+    ("--source a --limit 0.4", "no size from 1 byte"), ("--source a --limit 1e400", "no size from 1 byte"),
+    ("--source a --limit nan", "no size"), ("--source a --limit 2e9GB", "10^18"), ("--source a --limit -5", "--limit"),
+    ("--source a --near 2", "near is 2.0"), ("--source a --near nan", "near is nan"),
+    ("--source a --near 0", "near is 0.0; it must be more than 0"), ("--source a --near inf", "near is inf"),
+    ("--source a --validation nan", "validation is nan"), ("--source a --validation -0.1", "--validation"),
+    ("--source a --validation=-0.1", "validation is -0.1"), ("--source a --validation 1.5", "validation is 1.5"),
+    ("--source a --train-tokenizer 9", "'train 9'"), ("--source a --train-tokenizer 0", "'train 0'"),
+    ("--source a --train-tokenizer 65537", "'train 65537'"), ("--source a --shard-tokens 0", "shard_tokens is 0"),
+    ("--source a --shard-tokens nan", "--shard-tokens"), ("--source a --workers 0", "--workers 0"),
+    ("--source a --workers 1000000", "--workers 1000000"),
 ])  # fmt: skip
-def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit):
-        pipeline.main([*arguments, "--out", "out"])
-    assert "error:" in capsys.readouterr().err
+def test_wrong_arguments(arguments, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        pipeline.main([*arguments.split(), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "error:" in error and message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [
+    {"sources": ()}, {"sources": "a.jsonl"}, {"skip": "test_*"}, {"near": float("nan")}, {"near": 0}, {"limit": 0},
+    {"limit": float("inf")}, {"validation": float("nan")}, {"shard_tokens": 0}, {"shard": "3/2"},
+    {"tokenizer": "train 0"}, {"tokenizer": "train many"},
+])  # fmt: skip
+def test_settings_out_of_bounds(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is .*; it must be"):
+        Settings(**({"sources": ("a",)} | settings))
 
 
 def test_sizes():
