@@ -279,7 +279,7 @@ def read_report(folder):
     path = Path(folder) / "report.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        Report(state)
+        Report().add(state)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged, or not the report of a corpus") from None
     return state

@@ -162,7 +162,7 @@ def text_of_record(record, keep_meta=()):
 
 def begins_with(value, beginning):
     """Whole words: "CC BY" is the beginning of "CC BY 4.0", but not of "CC BY-SA 4.0"."""
-    return isinstance(value, str) and re.match(rf"{re.escape(beginning)}(?![-\w])", value) is not None
+    return isinstance(value, str) and re.match(rf"{re.escape(beginning)}(?![-\w])", valid_unicode(value)) is not None
 
 
 def prepare_record(record, group, settings, encoding, seconds=None):
@@ -583,7 +583,9 @@ def prepare(folder, settings, workers=1, keep=True, progress=True, plot=False, r
         plan = make_plan(settings, folder) if restart or not begun else None
         refuse_strangers(folder, own, plot)
         if restart:
-            fetch(plan.files[0], progress)  # is the first of the sources to be had?
+            for file in plan.files if keep else plan.files[:1]:
+                if file.urls and file.size is None:  # in no list of a server's: is it to be had at all?
+                    fetch(file, progress)
             remove_files(folder, own)
         return run_to_the_end(folder, settings, plan, workers, keep, progress, plot)
     except sqlite3.Error as error:
