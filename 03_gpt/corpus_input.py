@@ -9,7 +9,6 @@ import json
 import os
 import re
 import threading
-import time
 import zlib
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-import requests
 from corpus_rules import valid_unicode
 
 from shared import data
-from shared.download import CONNECT_TIMEOUT, READ_TIMEOUT, TRIES
+from shared.download import Failed, ask_json
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 LONGEST_RECORD = 2**25  # bytes of one line
@@ -187,8 +185,11 @@ def hub_files(repository, revision, beginning=""):
         if not re.fullmatch("[0-9a-f]{40}", revision):
             revision = _ask(f"{api}/revision/{quote(revision, safe='')}")[0]["sha"]
         folder = beginning.rpartition("/")[0]
-        url, entries = f"{api}/tree/{revision}/{quote(folder)}?recursive=true", []
+        url, entries, asked = f"{api}/tree/{revision}/{quote(folder)}?recursive=true", [], set()
         while url:
+            if url in asked:
+                raise ValueError("the list of files goes round in a circle")
+            asked.add(url)
             page, url = _ask(url)
             entries += page
         files = [
@@ -198,7 +199,7 @@ def hub_files(repository, revision, beginning=""):
             for entry in entries
             if entry["type"] == "file" and entry["path"].startswith(beginning) and entry["path"].endswith(FORMATS)
         ]  # fmt: skip
-    except (requests.RequestException, KeyError, TypeError, ValueError) as error:
+    except (Failed, AttributeError, KeyError, TypeError, ValueError) as error:
         files = _files_at_hand(f"hub/{repository}/{beginning}")
         if not files:
             raise CorpusError(f"{repository}: its list of files could not be had ({_short(error)})") from None
@@ -212,17 +213,8 @@ def _ask(url):
     """(the JSON that `url` answers with, the address of the next page or None)."""
     if os.environ.get("LLM_OFFLINE", "").strip().lower() not in ("", "0", "no", "false"):
         raise ValueError("LLM_OFFLINE is set")
-    for attempt in range(TRIES):
-        time.sleep(attempt)
-        try:
-            with requests.get(url, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
-                if response.status_code < 500 or attempt == TRIES - 1:
-                    response.raise_for_status()
-                    return response.json(), response.links.get("next", {}).get("url")
-        except (requests.ConnectionError, requests.Timeout):
-            if attempt == TRIES - 1:
-                raise
-    raise AssertionError("the last attempt returns or raises")
+    answer, response = ask_json("GET", url)
+    return answer, response.links.get("next", {}).get("url")
 
 
 def _files_at_hand(beginning):

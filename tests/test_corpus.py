@@ -1215,6 +1215,12 @@ def hub(tmp_path, monkeypatch):
         def do_GET(self):
             self.server.log.append(self.path)
             path, _, query = self.path.partition("?")
+            if self.server.refusals:
+                status, headers = self.server.refusals.pop()
+                self.send_response(status)
+                for name, value in ({"Content-Length": "0"} | headers).items():
+                    self.send_header(name, value)
+                return self.end_headers()
             if "/revision/" in path:
                 return self.answer({"sha": SHA})
             if "/tree/" not in path:
@@ -1230,6 +1236,10 @@ def hub(tmp_path, monkeypatch):
                                 "lfs": {"oid": hashlib.sha256(file.read_bytes()).hexdigest()}})  # fmt: skip
             start = int(query.partition("cursor=")[2] or 0)
             following = f'<http://{self.headers["Host"]}{path}?recursive=true&cursor={start + 2}>; rel="next"'
+            if self.server.hostile:
+                following = f'<http://{self.headers["Host"]}{self.path}>; rel="next"'
+                entries = [{"type": "file", "size": 1, "path": self.server.hostile}]
+                return self.answer(entries, following if self.server.hostile == "round" else None)
             return self.answer(entries[start : start + 2], following if start + 2 < len(entries) else None)
 
         def answer(self, value, link=None):
@@ -1247,6 +1257,7 @@ def hub(tmp_path, monkeypatch):
     root.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
     server.log, server.root, server.daemon_threads = [], root, True
+    server.refusals, server.hostile = [], None  # (status, headers) of the next answers, the last first; a path to list
     server.address = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", server.address)
@@ -1309,6 +1320,34 @@ def test_without_a_network_what_is_at_hand_is_used(hub, make, tmp_path, monkeypa
     second = make("slimpajama", name="second")
     assert "using the 1 that are here" in capsys.readouterr().out
     assert read_manifest(second)["splits"] == read_manifest(first)["splits"]
+
+
+def test_a_hub_that_asks_for_patience(hub, make, tmp_path, monkeypatch, capsys):
+    """Too many requests, again and again, on the list and on a file: the run waits as it is told, and goes on."""
+    put(hub, data.SLIMPAJAMA[0][0], "data/train-00000.parquet", TEXTS[:40])
+    pauses = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    hub.refusals = [*4 * [(429, {"Retry-After": "7"})], (429, {}), (503, {})]  # from the last to the first
+    folder = make("slimpajama")
+    assert sorted(documents_in(folder)) == sorted(TEXTS[:40])
+    assert sum(pause >= 7 for pause in pauses) == 4 and hub.refusals == []
+    for path in (tmp_path / "cache").rglob("*.parquet"):
+        path.unlink()
+    _ask = corpus_input._ask
+    refusals = 5 * [(429, {"Retry-After": "11"})]
+    monkeypatch.setattr(corpus_input, "_ask", lambda url: (_ask(url), setattr(hub, "refusals", refusals))[0])
+    assert contents(make("slimpajama", name="again")) == contents(folder)
+    assert sum(pause >= 11 for pause in pauses) == 5, "on the file itself"
+
+
+@pytest.mark.parametrize("path, message", [
+    ("data/train-../../../../x.parquet", "leads out of the cache"), ("round", "goes round in a circle")])  # fmt: skip
+def test_a_hub_that_is_hostile(hub, make, tmp_path, path, message):
+    put(hub, "someone/texts", "data/train-0.parquet", TEXTS[:40])
+    hub.hostile = path
+    with pytest.raises(CorpusError, match=message):
+        make("hf://datasets/someone/texts/data/train-" if path != "round" else "hf://datasets/someone/texts")
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_data_set_and_any_address(hub, make, tmp_path):
