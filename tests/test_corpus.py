@@ -1333,6 +1333,7 @@ def test_a_hub_that_asks_for_patience(hub, make, tmp_path, monkeypatch, capsys):
     assert sum(pause >= 7 for pause in pauses) == 4 and hub.refusals == []
     for path in (tmp_path / "cache").rglob("*.parquet"):
         path.unlink()
+    pauses.clear()
     _ask = corpus_input._ask
     refusals = 5 * [(429, {"Retry-After": "11"})]
     monkeypatch.setattr(corpus_input, "_ask", lambda url: (_ask(url), setattr(hub, "refusals", refusals))[0])
