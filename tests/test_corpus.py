@@ -809,7 +809,8 @@ def test_names_that_are_no_unicode(tmp_path, tokenizer, capsys):
     for number, given in enumerate([str(source), f"@{tmp_path / 'list.txt'}", str(tmp_path)]):
         out = tmp_path / f"out{number}"
         call = ["--source", given, "--out", str(out), "--tokenizer", str(tokenizer), "--workers", "1", "--plot",
-                "--skip", os.fsdecode(b"\xe9*"), "--skip", "*.txt", "--keep-meta", "redpajama_set_name=caf\ud83d"]
+                "--skip", os.fsdecode(b"\xe9*"), "--skip", "*.txt",
+                "--keep-meta", "redpajama_set_name=caf\ud83d"]  # fmt: skip
         assert pipeline.main([*call, "--keep-meta", "redpajama_set_name=$x^"]) == 0
         manifest, report = read_manifest(out), json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert [Path(name).name for name in manifest["source"]["files"]] == ["caf\ufffd_\ufffd.jsonl"]
