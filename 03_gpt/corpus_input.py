@@ -4,10 +4,11 @@ What cannot be read does not stop a run: it comes out of the stream as `Bad`, wi
 """
 
 import gzip
+import hashlib
+import json
 import os
 import re
 import threading
-import time
 import zlib
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-import requests
+from corpus_rules import valid_unicode
 
 from shared import data
-from shared.download import CONNECT_TIMEOUT, READ_TIMEOUT, TRIES
+from shared.download import Failed, ask_json
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 LONGEST_RECORD = 2**25  # bytes of one line
 TEXT_PIECE = 2**20  # bytes; a longer text file is cut at line ends into documents of about this size
 UNREADABLE = "unreadable file, or the rest of one"  # the last record of such a file
 END_OF_DOCUMENT = b"<|endoftext|>"  # on a line of its own in a text file
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8
+EDGE = 2**16  # bytes at each end of a local file, by which it is known again
 
 
 class CorpusError(Exception):
@@ -41,6 +44,7 @@ class InputFile:
     urls: tuple = ()
     size: int | None = None
     sha256: str | None = None
+    edges: str | None = None  # of a local file: the sha256 of its beginning and its end
 
     @property
     def group(self):
@@ -63,16 +67,58 @@ class Bad:
 def find_files(sources, skip=()):
     """The files that `sources` name, in order: (list of InputFile, list of {"name", "revision"} for the manifest)."""
     files, origins = [], []
-    for source in sources:
-        found, origin = _files_of(str(source))
-        files += [file for file in found if not any(fnmatch(Path(file.name).name, pattern) for pattern in skip)]
-        origins.append(origin)
-    strange = next((file.name for file in files if not file.name.endswith(FORMATS)), None)
-    if strange:
-        raise CorpusError(f"{strange}: the name must end in one of {', '.join(FORMATS)}")
+    for source in map(str, sources):
+        found = [_files_of(part) for part in _parts(source)]
+        files += _without([file for some, _ in found for file in some], skip)
+        origins.append({"name": _name(source)} if source.startswith("@") else found[0][1])
+    for file in files:
+        if not file.name.endswith(FORMATS):
+            raise CorpusError(f"{file.name}: the name must end in one of {', '.join(FORMATS)}")
+        if file.urls and ".." in re.split(r"[/\\]", file.path):
+            raise CorpusError(f"{file.name}: a path with .. leads out of the cache")
     if not files:
         raise CorpusError(f"there is no file ending in one of {', '.join(FORMATS)} in {' '.join(map(str, sources))}")
     return files, origins
+
+
+def fingerprint(source, skip=()):
+    """What tells a source from another, found without a network: {"name", "files", "sha256"}.
+
+    The checksum is over the names, the sizes, the beginnings and the ends of its files, or over a remote source's name;
+    None where the source is not there.
+    """
+    contents = []
+    try:
+        for part in _parts(source):
+            files = [] if _is_remote(part) else _without(_files_of(part)[0], skip)
+            contents += [part] if _is_remote(part) else [[file.name, file.size, file.edges] for file in files]
+        digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    except CorpusError:
+        digest = None
+    return {"name": _name(source), "files": len(contents), "sha256": digest}
+
+
+def _name(source):
+    return valid_unicode(source if _is_remote(source) else Path(source.removeprefix("@")).expanduser().resolve().name)
+
+
+def _is_remote(source):
+    return source == "slimpajama" or source.startswith(("hf://", "http://", "https://"))
+
+
+def _parts(source):
+    """The sources that a list @FILE names, one a line; any other source is the only one."""
+    if not source.startswith("@"):
+        return [source]
+    path = Path(source[1:]).expanduser()
+    if not path.is_file():
+        raise CorpusError(f"--source {source}: there is no list {path}")
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _without(files, skip):
+    return [file for file in files if not any(fnmatch(Path(file.name).name, pattern) for pattern in skip)]
 
 
 def _files_of(source):
@@ -86,19 +132,31 @@ def _files_of(source):
     if source.startswith(("http://", "https://")):
         name = re.sub(r"^https?://", "", source).split("?")[0]
         return [InputFile(name, f"web/{name.replace(':', '_')}", (source,))], {"name": source}
-    path = Path(source[1:] if source.startswith("@") else source).expanduser()
-    if source.startswith("@"):
-        if not path.is_file():
-            raise CorpusError(f"--source {source}: there is no list {path}")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-        return [file for line in lines if line for file in _files_of(line)[0]], {"name": path.name}
+    path = Path(source).expanduser()
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.name.endswith(FORMATS) and file.is_file())
         names = [f"{path.resolve().name}/{file.relative_to(path).as_posix()}" for file in found]
-        return [InputFile(name, str(file.resolve())) for name, file in zip(names, found)], {"name": path.resolve().name}
+        return [local_file(name, file) for name, file in zip(names, found)], {"name": _name(source)}
     if path.is_file():
-        return [InputFile(path.name, str(path.resolve()))], {"name": path.name}
+        return [local_file(path.name, path)], {"name": _name(source)}
     raise CorpusError(f"--source {source}: there is no such file or folder")
+
+
+def local_file(name, path):
+    """The `InputFile` of a file on this machine. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        edges = hashlib.sha256(file.read(EDGE))
+        file.seek(max(0, size - EDGE))
+        edges.update(file.read(EDGE))
+    return InputFile(valid_unicode(name), str(Path(path).resolve()), size=size, edges=edges.hexdigest())
+
+
+def check_unchanged(files):
+    """Raises CorpusError where one of these local files is no longer what it was, OSError where it is gone."""
+    for file in files:
+        if not file.urls and local_file(file.name, file.path) != file:
+            raise CorpusError(f"{file.path} is no longer the file with which the run began: --restart begins anew")
 
 
 def slimpajama_files():
@@ -127,8 +185,11 @@ def hub_files(repository, revision, beginning=""):
         if not re.fullmatch("[0-9a-f]{40}", revision):
             revision = _ask(f"{api}/revision/{quote(revision, safe='')}")[0]["sha"]
         folder = beginning.rpartition("/")[0]
-        url, entries = f"{api}/tree/{revision}/{quote(folder)}?recursive=true", []
+        url, entries, asked = f"{api}/tree/{revision}/{quote(folder)}?recursive=true", [], set()
         while url:
+            if url in asked:
+                raise ValueError("the list of files goes round in a circle")
+            asked.add(url)
             page, url = _ask(url)
             entries += page
         files = [
@@ -138,7 +199,7 @@ def hub_files(repository, revision, beginning=""):
             for entry in entries
             if entry["type"] == "file" and entry["path"].startswith(beginning) and entry["path"].endswith(FORMATS)
         ]  # fmt: skip
-    except (requests.RequestException, KeyError, TypeError, ValueError) as error:
+    except (Failed, AttributeError, KeyError, TypeError, ValueError) as error:
         files = _files_at_hand(f"hub/{repository}/{beginning}")
         if not files:
             raise CorpusError(f"{repository}: its list of files could not be had ({_short(error)})") from None
@@ -152,17 +213,8 @@ def _ask(url):
     """(the JSON that `url` answers with, the address of the next page or None)."""
     if os.environ.get("LLM_OFFLINE", "").strip().lower() not in ("", "0", "no", "false"):
         raise ValueError("LLM_OFFLINE is set")
-    for attempt in range(TRIES):
-        time.sleep(attempt)
-        try:
-            with requests.get(url, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
-                if response.status_code < 500 or attempt == TRIES - 1:
-                    response.raise_for_status()
-                    return response.json(), response.links.get("next", {}).get("url")
-        except (requests.ConnectionError, requests.Timeout):
-            if attempt == TRIES - 1:
-                raise
-    raise AssertionError("the last attempt returns or raises")
+    answer, response = ask_json("GET", url)
+    return answer, response.links.get("next", {}).get("url")
 
 
 def _files_at_hand(beginning):
@@ -176,7 +228,7 @@ def _files_at_hand(beginning):
 
 
 def _short(error):
-    return " ".join(str(error).split())[:150]
+    return valid_unicode(" ".join(str(error).split())[:150])
 
 
 # --- fetching --------------------------------------------------------------------------------------------------------
@@ -229,10 +281,10 @@ def read_records(path, start=0):
         if path.name.endswith(".parquet"):
             yield from _parquet_rows(path, start)
         elif path.name.endswith(".txt"):
-            yield from islice(_text_documents(_lines(_blocks(path))), start, None)
+            yield from islice(_text_documents(_lines(_utf8(_blocks(path)))), start, None)
         else:
-            yield from islice((line for line in _lines(_blocks(path)) if line != b""), start, None)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+            yield from islice((line for line in _lines(_utf8(_blocks(path))) if line != b""), start, None)
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         yield Bad(UNREADABLE, _short(error))
 
 
@@ -268,8 +320,19 @@ def _unpack_zst(file):
         raise ValueError("the file ends in the middle of its Zstandard data")
 
 
+def _utf8(blocks):
+    """The same blocks. Raises ValueError for UTF-16, which begins with one of its byte order marks."""
+    beginning = b""
+    for block in blocks:
+        if len(beginning) < 2:
+            beginning += block[:2]
+            if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError("it is UTF-16 text; only UTF-8 is read")
+        yield block
+
+
 def _lines(blocks):
-    """The lines, without their ends; `Bad` for one that is too long."""
+    """The lines, without their ends and byte order marks; `Bad` for one that is too long."""
     rest, size = [], 0  # the beginning of a line whose end has not come yet
     for block in blocks:
         *lines, last = block.split(b"\n")
@@ -287,7 +350,7 @@ def _lines(blocks):
 def _line(pieces, size):
     if size > LONGEST_RECORD:
         return Bad("a line that is too long", f"{size:,} bytes; more than {LONGEST_RECORD:,} are not read")
-    return b"".join(pieces).rstrip(b"\r")
+    return b"".join(pieces).rstrip(b"\r").removeprefix(BYTE_ORDER_MARK)
 
 
 def _text_documents(lines):

@@ -43,7 +43,11 @@ def repair_encoding(text):
     """Undo UTF-8 that was once read as Windows-1252 (`cafÃ©` -> `café`); half surrogate pairs become U+FFFD."""
     if text.isascii():
         return text
-    text = MOJIBAKE.sub(lambda match: _decode_again(match[0]), text)
+    return valid_unicode(MOJIBAKE.sub(lambda match: _decode_again(match[0]), text))
+
+
+def valid_unicode(text):
+    """`text` as UTF-8 can hold it: U+FFFD for half a surrogate pair, and for a byte of a file name that is no UTF-8."""
     return LONE_SURROGATE.sub("\ufffd", text)
 
 
@@ -134,15 +138,23 @@ def broken_encoding(text, share=0.005):
 
 
 def few_letters(text, share=0.6):
-    """Less than 60 % of the characters, white space aside, are letters: tables of numbers, logs, drawings."""
+    """Less than 60 % of the characters, white space aside, are letters: tables of numbers, logs, drawings.
+
+    The marks that are combined with letters are part of them: a third of Hindi and more of Burmese is such marks.
+    """
     plain = text.encode("ascii", errors="ignore")
     others = len(plain.translate(None, ASCII_LETTERS + ASCII_SPACES))
     visible = len(plain.translate(None, ASCII_SPACES))
     if len(plain) < len(text):
         rest = ASCII_RUN.sub("", text)
         visible += len(rest)
-        others += sum(not character.isalpha() for character in rest)
+        others += sum(not (character.isalpha() or is_mark(character)) for character in rest)
     return visible - others < share * visible
+
+
+def is_mark(character):
+    """A vowel sign, an accent; not those that only choose between the looks of an emoji (U+FE00 to U+FE0F)."""
+    return unicodedata.category(character) in ("Mn", "Mc") and not "\ufe00" <= character <= "\ufe0f"
 
 
 def repeated_lines(text, share=0.3):

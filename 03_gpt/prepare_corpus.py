@@ -11,8 +11,9 @@ hf://datasets/OWNER/NAME@REVISION/BEGINNING_OF_PATHS. Formats: .jsonl, .jsonl.gz
 The main process reads, finds duplicates and writes, in the order of the input; worker processes clean and tokenize.
 Only a few megabytes of text are in memory at a time. All that a run knows of what it has seen is in one SQLite file,
 committed together with the lengths of the shards: a run that was killed goes on from there when the same command is
-given again, and ends with the same bytes. What is done to one text is in corpus_rules.py, how sources are read in
-corpus_input.py, how shards are written and opened in corpus_output.py.
+given again, and ends with the same bytes. Before anything is deleted or written, all that was given is checked; and in
+its folder, a run touches only what a run has made. What is done to one text is in corpus_rules.py, how sources are read
+in corpus_input.py, what a run remembers in corpus_state.py, how shards are written and opened in corpus_output.py.
 """
 
 import argparse
@@ -41,20 +42,31 @@ from corpus_input import (  # noqa: E402
     Bad,
     CorpusError,
     InputFile,
+    check_unchanged,
     fetch,
     find_files,
+    fingerprint,
     local_files,
     read_records,
 )
 from corpus_output import (  # noqa: E402
     COUNTED,
+    PROVENANCE,
+    SHARD,
     SPLITS,
+    TOKENIZER_FILES,
     Report,
     ShardWriter,
+    check_files,
+    checksums,
+    files_with_own_names,
     merge,
+    naming,
     open_shards,  # noqa: F401  what reads a corpus imports it from here
     read_manifest,
+    remove_files,
     summary,
+    verify_corpus,
     write_json,
 )
 from corpus_rules import (  # noqa: E402
@@ -64,11 +76,12 @@ from corpus_rules import (  # noqa: E402
     clean,
     document_hash,
     in_validation,
-    likeness,
     minhash,
     short_signature,
+    valid_unicode,
     why_dropped,
 )
+from corpus_state import SeenBefore, State  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.download import sha256_of  # noqa: E402
@@ -92,6 +105,23 @@ class Settings:
     tokenizer: str = "gpt2"  # or a folder, or "train 8192"
     shard_tokens: int = 100_000_000
     shard: str | None = None  # "0/8": every eighth file, from the first
+
+    def __post_init__(self):
+        """Raises ValueError for a value out of its bounds; NaN is out of all bounds."""
+        part = re.fullmatch(r"(\d+)/(\d+)", self.shard or "0/1")
+        entries = re.fullmatch(r"train (\d+)", self.tokenizer if self.tokenizer.startswith("train ") else "train 257")
+        for name, is_right, bounds in (
+            ("sources", self.sources and not isinstance(self.sources, str), "a tuple of at least one"),
+            ("skip", not isinstance(self.skip, str), "a tuple"),
+            ("near", self.near is None or 0 < self.near <= 1, "more than 0 and at most 1; without it: --no-near"),
+            ("validation", 0 <= self.validation <= 1, "from 0 to 1"),
+            ("limit", self.limit is None or 1 <= self.limit <= 10**18, "from 1 byte to 10^18 bytes"),
+            ("tokenizer", entries and 257 <= int(entries[1]) <= 2**16, "a folder, or train 257 to train 65536"),
+            ("shard_tokens", 1 <= self.shard_tokens <= 10**12, "from 1 to 10^12"),
+            ("shard", part and int(part[1]) < int(part[2]), "I/N with I from 0 to N - 1"),
+        ):  # fmt: skip
+            if not is_right:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {bounds}")
 
 
 # --- one record: this part runs in the worker processes ---------------------------------------------------------------
@@ -127,12 +157,12 @@ def text_of_record(record, keep_meta=()):
         if not any(begins_with(meta.get(key), value) for other, value in keep_meta if other == key):
             raise ValueError("dropped: other meta")
     name = meta.get("redpajama_set_name")
-    return record["text"], name if isinstance(name, str) else None
+    return record["text"], valid_unicode(name[:80]) if isinstance(name, str) else None
 
 
 def begins_with(value, beginning):
     """Whole words: "CC BY" is the beginning of "CC BY 4.0", but not of "CC BY-SA 4.0"."""
-    return isinstance(value, str) and re.match(rf"{re.escape(beginning)}(?![-\w])", value) is not None
+    return isinstance(value, str) and re.match(rf"{re.escape(beginning)}(?![-\w])", valid_unicode(value)) is not None
 
 
 def prepare_record(record, group, settings, encoding, seconds=None):
@@ -225,9 +255,8 @@ def batches(files, position=(0, 0), keep=True, seconds=None):
 
 def record_size(record):
     """About how many bytes of text a raw record holds."""
-    if isinstance(record, dict):
-        return len(record["text"] or "")
-    return len(record) if isinstance(record, bytes) else 0
+    text = record["text"] if isinstance(record, dict) else record  # in a Parquet file it may be of any type
+    return len(text) if isinstance(text, (str, bytes)) else 0
 
 
 def process(all_batches, settings, encoding, workers, function=work):
@@ -255,103 +284,64 @@ def process(all_batches, settings, encoding, workers, function=work):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-# --- duplicates -------------------------------------------------------------------------------------------------------
-
-
-class SeenBefore:
-    """What is known of the documents that were kept, in SQLite: their hashes, their band keys, their signatures.
-
-    `look_up` a batch, then `check_in` its documents in order. What is new goes to SQLite with the next `look_up` or
-    `flush`, and lasts once the connection commits.
-    """
-
-    def __init__(self, connection, near):
-        self.connection, self.near = connection, near
-        connection.execute("CREATE TABLE IF NOT EXISTS exact (key INTEGER PRIMARY KEY)")
-        connection.execute("CREATE TABLE IF NOT EXISTS bands (key INTEGER PRIMARY KEY, document INTEGER)")
-        connection.execute("CREATE TABLE IF NOT EXISTS signatures (document INTEGER PRIMARY KEY, minima BLOB)")
-        self.documents = connection.execute("SELECT coalesce(max(document) + 1, 0) FROM signatures").fetchone()[0]
-        self.new_exact, self.new_bands, self.new_signatures = set(), {}, {}  # since the last flush
-        self.exact, self.bands = set(), {}  # what the tables hold of the batch at hand
-
-    def look_up(self, documents):
-        """Fetch what the tables hold of these documents, in a query or two."""
-        self.flush()
-        self.exact = {key for (key,) in self._rows("SELECT key FROM exact", [document.key for document in documents])}
-        keys = [key for document in documents for key in document.bands.tolist()] if self.near else []
-        self.bands = dict(self._rows("SELECT key, document FROM bands", keys))
-
-    def _rows(self, query, keys):
-        for i in range(0, len(keys), 10_000):  # SQLite takes 32,766 at most
-            part = keys[i : i + 10_000]
-            yield from self.connection.execute(f"{query} WHERE key IN ({','.join('?' * len(part))})", part)
-
-    def check_in(self, document):
-        """"exact duplicate", "near duplicate", or None for a new document, which is remembered."""
-        if document.key in self.exact or document.key in self.new_exact:
-            return "exact duplicate"
-        if self.near:
-            keys = document.bands.tolist()
-            candidates = {self.bands.get(key, self.new_bands.get(key)) for key in keys} - {None}
-            if any(likeness(self._signature(other), document.signature) >= self.near for other in sorted(candidates)):
-                return "near duplicate"
-            for key in keys:
-                self.new_bands.setdefault(key, self.documents)
-            self.new_signatures[self.documents] = document.signature
-            self.documents += 1
-        self.new_exact.add(document.key)
-        return None
-
-    def _signature(self, number):
-        if number in self.new_signatures:
-            return self.new_signatures[number]
-        row = self.connection.execute("SELECT minima FROM signatures WHERE document = ?", (number,)).fetchone()
-        return np.frombuffer(row[0], "<u2")
-
-    def flush(self):
-        """Hand what is new to SQLite, in the order of the keys, which is that on the disk."""
-        signatures = [(number, minima.astype("<u2").tobytes()) for number, minima in self.new_signatures.items()]
-        insert = self.connection.executemany
-        insert("INSERT OR IGNORE INTO exact VALUES (?)", [(key,) for key in sorted(self.new_exact)])
-        insert("INSERT OR IGNORE INTO bands VALUES (?, ?)", sorted(self.new_bands.items()))
-        insert("INSERT INTO signatures VALUES (?, ?)", signatures)
-        self.exact |= self.new_exact
-        self.bands |= self.new_bands
-        self.new_exact, self.new_bands, self.new_signatures = set(), {}, {}
-
-
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-class Run:
-    """A run into one folder: which files, how far it is, and all that it has to remember, in state.db."""
+@dataclass(frozen=True)
+class Plan:
+    """What a new run is to read; all that can be checked before it begins was checked."""
 
-    def __init__(self, folder, settings):
+    files: list[InputFile]
+    origins: list[dict]  # name and revision of each source
+    inputs: list[dict]  # the fingerprint of each source
+
+
+def make_plan(settings, folder):
+    """Find the files, look at the tokenizer, and change nothing. Raises CorpusError, OSError or ValueError."""
+    files, origins = find_files(settings.sources, settings.skip)
+    if settings.shard:
+        number, of = map(int, settings.shard.split("/"))
+        files = files[number::of]
+    if not files:
+        raise CorpusError(f"--shard {settings.shard}: there are not so many files")
+    if is_folder(settings.tokenizer):
+        own = {(folder / name).resolve() for name in ("tokenizer", "tokenizer.part")}
+        if Path(settings.tokenizer).resolve() in own:
+            raise CorpusError(f"--tokenizer {settings.tokenizer}: the tokenizer of the new corpus is to be there; copy "
+                              "this one to another folder, and name that")  # fmt: skip
+        check_tokenizer(load_bpe(settings.tokenizer).to_tiktoken("wanted"), settings.tokenizer)
+    return Plan(files, origins, fingerprints(settings))
+
+
+def fingerprints(settings):
+    return [fingerprint(source, settings.skip) for source in settings.sources]
+
+
+class Run:
+    """A run into one folder: which files, how far it is, and all that it has to remember."""
+
+    def __init__(self, folder, settings, plan=None):
         self.folder, self.settings = folder, settings
         folder.mkdir(parents=True, exist_ok=True)
-        self.connection = sqlite3.connect(folder / "state.db", isolation_level=None, timeout=1)
+        self.state = State(folder)
         try:
-            self._open()
+            self._open(plan)
         except BaseException:
-            self.connection.close()
+            self.state.close()
             raise
 
-    def _open(self):
-        try:
-            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self.connection.execute("PRAGMA cache_size = -65536")  # 64 MB
-            self.connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise CorpusError(f"another process is at work in {self.folder}") from None
-            raise
-        self.connection.execute("CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT)")
-        self.seen = SeenBefore(self.connection, self.settings.near)
-        progress = self._load("progress") or self._begin()
+    def _open(self, plan):
+        self.seen = SeenBefore(self.state.connection, self.settings.near)
+        begun = self._load("settings") is not None
+        if not begun:
+            self._begin(plan or make_plan(self.settings, self.folder))
         check_settings(self.folder, self._load("settings"), asdict(self.settings))
-        self.files = [InputFile(**file) for file in self._load("files")]
-        self.origins = self._load("origins")
+        self.files = [InputFile(**file | {"urls": tuple(file["urls"])}) for file in self._load("files")]
+        self.origins, self.inputs = self._load("origins"), self._load("inputs")
+        progress = self._load("progress") or {"position": (0, 0), "done": False, "report": None, "splits": {}}
         self.position, self.done = tuple(progress["position"]), progress["done"]
+        if begun and not self.done:
+            check_unchanged(self.files[self.position[0] :])
         self.report = Report(progress["report"])
         states, size = progress["splits"], self.settings.shard_tokens
         self.writers = {split: ShardWriter(self.folder, split, size, states.get(split)) for split in SPLITS}
@@ -360,27 +350,20 @@ class Run:
         self.uncommitted = 0  # bytes of text
         self.seconds = Counter()  # by stage; over all workers
 
-    def _begin(self):
-        """Find the files, and write down what is to be done."""
-        if any(self.folder.glob("*.bin")):
-            raise CorpusError(f"{self.folder} holds shards of another run: choose another --out, or --restart")
-        files, origins = find_files(self.settings.sources, self.settings.skip)
-        if self.settings.shard:
-            number, of = map(int, self.settings.shard.split("/"))
-            files = files[number::of]
-        if not files:
-            raise CorpusError(f"--shard {self.settings.shard}: there are not so many files")
+    def _begin(self, plan):
+        """Write down what is to be done."""
+        refuse_strangers(self.folder, {"state.db", "state.db-journal"})  # again: now no other process can interfere
         self._save("settings", asdict(self.settings))
-        self._save("files", [asdict(file) for file in files])
-        self._save("origins", origins)
-        return {"position": (0, 0), "done": False, "report": None, "splits": {}}
+        self._save("files", [asdict(file) for file in plan.files])
+        self._save("origins", plan.origins)
+        self._save("inputs", plan.inputs)
+        self.state.commit()
 
     def _load(self, name):
-        row = self.connection.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0]) if row else None
+        return self.state.load(name)
 
     def _save(self, name, value):
-        self.connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value)))
+        self.state.save(name, value)
 
     def take(self, batch, documents):
         """Decide on each document, in order, and write those that are kept. False when the limit is reached."""
@@ -417,8 +400,7 @@ class Run:
         splits = {split: writer.state() for split, writer in self.writers.items()}
         progress = {"position": self.position, "done": self.done, "report": self.report.state(), "splits": splits}
         self._save("progress", progress)
-        self.connection.execute("COMMIT")
-        self.connection.execute("BEGIN EXCLUSIVE")
+        self.state.commit()
         self.uncommitted = 0
         for writer in self.writers.values():
             writer.name_finished()
@@ -435,7 +417,7 @@ class Run:
         for writer in self.writers.values():
             with contextlib.suppress(OSError):  # the disk may be full
                 writer.close()
-        self.connection.close()
+        self.state.close()
 
     def manifest(self, encoding):
         names = [origin["name"] for origin in self.origins]
@@ -445,18 +427,19 @@ class Run:
         }  # fmt: skip
         tokenizer = {
             "name": self.tokenizer_name(), "n_vocab": encoding.n_vocab, "eot_token": encoding.eot_token,
-            "sha256": sha256_of(self.folder / "tokenizer" / "vocab.bpe"),
+            "sha256": self._load("tokenizer")["tokenizer/vocab.bpe"],
         }  # fmt: skip
-        settings = asdict(self.settings) | {"sources": names, "tokenizer": tokenizer["name"]}
+        files = self._load("tokenizer") | {"report.json": None} | ({"report.png": None} if self._load("plot") else {})
+        settings = asdict(self.settings) | {"sources": names, "tokenizer": kind_of_tokenizer(self.settings)}
         splits = {split: summary(writer.shards) for split, writer in self.writers.items()}
-        return {"format": 1, "source": source, "settings": settings, "tokenizer": tokenizer, "dtype": "uint16",
-                "splits": splits}  # fmt: skip
+        return {"format": 1, "source": source, "inputs": self.inputs, "settings": settings, "tokenizer": tokenizer,
+                "dtype": "uint16", "splits": splits, "files": files}  # fmt: skip
 
     def tokenizer_name(self):
-        wanted, merges = self.settings.tokenizer, self.folder / "tokenizer" / "vocab.bpe"
-        if wanted == "gpt2" and sha256_of(merges) != data.REGISTRY["gpt2_vocab"].sha256:
+        wanted = self.settings.tokenizer
+        if wanted == "gpt2" and self._load("tokenizer")["tokenizer/vocab.bpe"] != data.REGISTRY["gpt2_vocab"].sha256:
             return "bundled-bpe"  # GPT-2's own could not be had
-        return f"bpe-{wanted.split()[1]}" if wanted.startswith("train ") else Path(wanted).name
+        return f"bpe-{wanted.split()[1]}" if wanted.startswith("train ") else valid_unicode(Path(wanted).name)
 
 
 def check_settings(folder, saved, wanted):
@@ -468,28 +451,98 @@ def check_settings(folder, saved, wanted):
                           "--out, or --restart")  # fmt: skip
 
 
+def check_finished(folder, settings):
+    """The manifest of a finished corpus. Raises CorpusError where these settings would make another, ValueError or
+    FileNotFoundError where a file is no longer what it was. Sources that are no longer there cannot be compared."""
+    manifest, inputs = read_manifest(folder, PROVENANCE), fingerprints(settings)
+    saved, wanted = ({"sources": [entry["name"] for entry in entries]} for entries in (manifest["inputs"], inputs))
+    wanted |= {"tokenizer": kind_of_tokenizer(settings)}
+    check_settings(folder, manifest["settings"] | saved, asdict(settings) | wanted)
+    for before, now in zip(manifest["inputs"], inputs):
+        if now["sha256"] not in (None, before["sha256"]):
+            raise CorpusError(f"{folder} was made from other files: {now['name']} had {before['files']:,}, now it has "
+                              f"{now['files']:,}, or their contents differ; give the same ones, another --out, or "
+                              "--restart")  # fmt: skip
+    verify_corpus(folder)
+    if is_folder(settings.tokenizer) and not same_bpe(settings.tokenizer, folder / "tokenizer"):
+        raise CorpusError(f"{folder} was made with another tokenizer than the one in {settings.tokenizer}: give the "
+                          "same one, another --out, or --restart")  # fmt: skip
+    return manifest
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def is_folder(tokenizer):
+    return tokenizer != "gpt2" and not tokenizer.startswith("train ")
+
+
+def kind_of_tokenizer(settings):
+    """As the manifest's settings name it: gpt2, train 8192, folder NAME."""
+    wanted = settings.tokenizer
+    return f"folder {valid_unicode(Path(wanted).resolve().name)}" if is_folder(wanted) else wanted
+
+
+def load_bpe(folder):
+    from shared.text import BPETokenizer  # not at the top: the workers import this file, but no torch
+
+    return BPETokenizer().load(folder)
+
+
+def same_bpe(one, other):
+    one, other = load_bpe(one), load_bpe(other)
+    return (one.merges, one.special_tokens) == (other.merges, other.special_tokens)
+
+
+def check_tokenizer(encoding, folder):
+    """Raises CorpusError where shards cannot be written with this `tiktoken.Encoding`."""
+    if encoding.n_vocab > 2**16:
+        raise CorpusError(f"{folder}: the tokenizer has {encoding.n_vocab:,} entries; two bytes hold {2**16:,}")
+    if "<|endoftext|>" not in encoding.special_tokens_set:
+        raise CorpusError(f"{folder}: the tokenizer has no <|endoftext|>, which must end each document")
+
+
 def get_tokenizer(run):
     """The `tiktoken.Encoding` of the run, from OUT/tokenizer, which is made first if need be."""
-    from shared.text import BPETokenizer, load_tokenizer  # not at the top: the workers import this file, but no torch
+    from shared.text import load_tokenizer
 
-    folder, wanted = run.folder / "tokenizer", run.settings.tokenizer
-    if not folder.is_dir():
+    folder, made = run.folder / "tokenizer", run._load("tokenizer")
+    if made is None:
         part = run.folder / "tokenizer.part"
         part.mkdir(exist_ok=True)
-        if wanted.startswith("train "):
-            text = tokenizer_text(run.files, run.settings)
-            print(f"training a tokenizer on {len(text):,} characters")
-            BPETokenizer().train(text, int(wanted.split()[1])).save(part)
-        elif wanted == "gpt2":
-            for path in (data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")):
-                shutil.copyfile(path, part / path.name)
-        else:
-            BPETokenizer().load(wanted).save(part)
-        os.replace(part, folder)
+        with naming(part):
+            make_tokenizer(run, part)
+        folder.mkdir(exist_ok=True)
+        made = {f"tokenizer/{name}": sha256_of(part / name) for name in TOKENIZER_FILES}
+        for name in TOKENIZER_FILES:
+            os.replace(part / name, folder / name)
+        with contextlib.suppress(OSError):  # a user has put something there
+            part.rmdir()
+        run._save("tokenizer", made)
+        run.state.commit()
+    check_files(run.folder, made)
     encoding = load_tokenizer(folder)
-    if encoding.n_vocab > 2**16:
-        raise CorpusError(f"the tokenizer has {encoding.n_vocab:,} entries; two bytes hold {2**16:,}")
+    check_tokenizer(encoding, folder)
     return encoding
+
+
+def make_tokenizer(run, part):
+    """Write the files of the tokenizer that the settings want into the folder `part`."""
+    from shared.text import BPETokenizer
+
+    wanted = run.settings.tokenizer
+    if wanted.startswith("train "):
+        text = tokenizer_text(run.files, run.settings)
+        print(f"training a tokenizer on {len(text):,} characters")
+        BPETokenizer().train(text, int(wanted.split()[1])).save(part)
+    elif wanted == "gpt2":
+        paths = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
+        if any(data.is_sample(path) for path in paths):  # one real file and one sample do not go together
+            paths = [data.SAMPLES / "bpe" / name for name in TOKENIZER_FILES]
+        for path, name in zip(paths, TOKENIZER_FILES):
+            shutil.copyfile(path, part / name)
+    else:
+        load_bpe(wanted).save(part)
 
 
 def tokenizer_text(files, settings):
@@ -510,42 +563,100 @@ def tokenizer_text(files, settings):
     return "\n".join(texts)
 
 
-def prepare(folder, settings, workers=1, keep=True, progress=True, plot=False):
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def prepare(folder, settings, workers=1, keep=True, progress=True, plot=False, restart=False):
     """Make the corpus in `folder`, or go on with it; returns its manifest. The report is in report.json.
 
-    Raises CorpusError where that is not possible: with what was done so far kept, unless the message says otherwise.
+    With `restart`, what an earlier run made there is deleted first; by then all that can be checked was checked. Raises
+    CorpusError where it cannot begin, with nothing changed, or cannot go on, with what was done so far kept; OSError,
+    naming the file, when the disk is at fault.
     """
     folder = Path(folder)
-    if (folder / "manifest.json").is_file() and not (folder / "state.db").exists():
-        manifest = read_manifest(folder)
-        saved = {k: v for k, v in manifest["settings"].items() if k not in ("sources", "tokenizer")}
-        check_settings(folder, saved, asdict(settings))
-        print(f"{folder} is complete")
-        return manifest
-    with contextlib.closing(Run(folder, settings)) as run:
+    try:
+        own, begun = look_into(folder)
+        if "manifest.json" in own and not begun and not restart:
+            manifest = check_finished(folder, settings)
+            print(f"{folder} is complete")
+            return manifest
+        plan = make_plan(settings, folder) if restart or not begun else None
+        refuse_strangers(folder, own, plot)
+        if restart:
+            for file in plan.files if keep else plan.files[:1]:
+                if file.urls and file.size is None:  # in no list of a server's: is it to be had at all?
+                    fetch(file, progress)
+            remove_files(folder, own)
+        return run_to_the_end(folder, settings, plan, workers, keep, progress, plot)
+    except sqlite3.Error as error:
+        raise OSError(f"{folder / 'state.db'}: {error}") from error
+
+
+def look_into(folder):
+    """(the names of the files that a run has made in `folder`, has one begun that is not finished?)."""
+    if not folder.exists():
+        return set(), False
+    if not folder.is_dir():
+        raise CorpusError(f"--out {folder} is not a folder")
+    there, own, begun = files_with_own_names(folder), set(), False
+    if "state.db" in there:
+        with contextlib.closing(State(folder)) as state:
+            begun, progress, plot = state.load("settings") is not None, state.load("progress"), state.load("plot")
+        own = {"state.db", "state.db-journal"}
+    if begun:  # before it began, no file had such a name: refuse_strangers
+        numbers = {split: len(progress["splits"][split]["shards"]) if progress else 0 for split in SPLITS}
+        shards = {name: SHARD.match(name) for name in there}
+        own |= {name for name, shard in shards.items() if not shard or int(shard[2]) <= numbers[shard[1]]}
+        own -= {"tokenizer", "tokenizer.part"} | ({"report.png"} if not plot else set())
+    elif "manifest.json" in there:
+        own |= {"manifest.json", "checked.json", *checksums(read_manifest(folder))}
+    return {name for name in own if (folder / name).is_symlink() or not (folder / name).is_dir()}, begun
+
+
+def refuse_strangers(folder, own, plot=False):
+    """Raises CorpusError where a run would write, in `folder`, on a file that is not its `own`, or through a link."""
+    for name in sorted(files_with_own_names(folder)):
+        path = folder / name
+        if name not in own and (name != "report.png" or plot):
+            raise CorpusError(f"{path} is in the way, and no record says that a run has made it: move it, or choose "
+                              "another --out")  # fmt: skip
+        if path.is_symlink() and not SHARD.fullmatch(name):
+            raise CorpusError(f"{path} is a symbolic link, which no run has made: remove it, or choose another --out")
+
+
+def run_to_the_end(folder, settings, plan, workers, keep, progress, plot):
+    with contextlib.closing(Run(folder, settings, plan)) as run:
         encoding = get_tokenizer(run)
+        if plot:
+            run._save("plot", True)
         run.commit()
         if not run.done:
             stream(run, encoding, workers, keep, progress)
             run.finish()
         write_json(folder / "report.json", run.report.state() | {"seconds": dict(run.seconds)})
+        if plot and run.report.sources:
+            run.report.plot(folder / "report.png")
         kept, manifest = run.total["documents"], run.manifest(encoding)
         if kept:
             write_json(folder / "manifest.json", manifest)
-    (folder / "state.db").unlink()
-    if plot and run.report.sources:
-        run.report.plot(folder / "report.png")
     print(run.report.table())
     for problem in run.report.problems[:5]:
         print(problem)
     if not kept:
-        raise CorpusError(f"no document was kept; what became of the records is in {folder / 'report.json'}")
+        raise CorpusError(f"no document was kept; what became of the records is in {folder / 'report.json'}; "
+                          "--restart begins anew, with other sources or settings")  # fmt: skip
+    (folder / "state.db").unlink()
+    for split, other in (SPLITS, SPLITS[::-1]):
+        if not manifest["splits"][split]["documents"]:
+            print(f"the {split} part is empty: all {kept:,} documents are in {other} (--validation "
+                  f"{settings.validation:g}), and pretrain.py needs both. Give more text, or another --validation, "
+                  "and --restart.")  # fmt: skip
     return manifest
 
 
 def stream(run, encoding, workers, keep, progress):
     """Run all batches through the workers and into the shards, from where the run is to its end or its limit."""
-    sizes = np.cumsum([file.size or file_size(file) for file in run.files])
+    sizes = np.cumsum([file.size or 0 for file in run.files])
     bar = tqdm(total=run.settings.limit, initial=run.total["text_bytes"], unit="B", unit_scale=True, mininterval=0.5,
                disable=not progress, file=sys.stdout)  # fmt: skip
     incoming = batches(run.files, run.position, keep, run.seconds)
@@ -561,44 +672,24 @@ def stream(run, encoding, workers, keep, progress):
                 return
 
 
-def file_size(file):
-    path = Path(file.path)
-    return path.stat().st_size if path.is_file() else 0
-
-
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
 def size_in_bytes(text):
     """5GB, 200MB, 1.5e6."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?) *([kMGT]?)B?", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    size = float(match[1]) * 1000 ** " kMGT".index(match[2] or " ") if match else 0
+    if not 1 <= size <= 10**18:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size from 1 byte to 10^18 bytes, such as 500MB or 5GB")
+    return int(size)
 
 
 def key_and_value(text):
     """licence=CC BY 4.0"""
-    key, _, value = text.partition("=")
+    key, _, value = valid_unicode(text).partition("=")
     if not (key and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
-
-
-def part_of(text):
-    """0/8"""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
-    return text
-
-
-def share(text):
-    """0 to 1"""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def arguments(argv):
@@ -607,29 +698,38 @@ def arguments(argv):
     add("--source", nargs="+", action="extend", metavar="SOURCE", help="files, folders, URLs, @FILE, slimpajama, hf://")
     add("--out", type=Path, required=True, metavar="DIR", help="the folder to make, or to go on with")
     add("--limit", type=size_in_bytes, metavar="SIZE", help="stop at so much text, such as 5GB")
-    add("--skip", action="append", default=[], metavar="PATTERN", help="leave out files with such names: 'test_*'")
+    add("--skip", type=valid_unicode, action="append", default=[], metavar="PATTERN",
+        help="leave out files with such names: 'test_*'")  # fmt: skip
     add("--keep-meta", type=key_and_value, action="append", default=[], metavar="KEY=VALUE",
         help="only records whose meta[KEY] begins with VALUE, or with another VALUE given for that KEY")  # fmt: skip
     add("--keep-html", action="store_true", help="leave tags and entities as they are (for program code)")
-    add("--near", type=share, default=0.8, help="drop a text that is so much like an earlier one (default: 0.8)")
+    add("--near", type=float, default=0.8, help="drop a text that is so much like an earlier one (default: 0.8)")
     add("--no-near", action="store_true", help="drop only texts that are equal to an earlier one")
-    add("--validation", type=share, default=0.005, metavar="SHARE", help="of the documents (default: 0.005)")
+    add("--validation", type=float, default=0.005, metavar="SHARE", help="of the documents (default: 0.005)")
     add("--tokenizer", default="gpt2", help="gpt2, or a folder with vocab.bpe and encoder.json")
     add("--train-tokenizer", type=int, metavar="SIZE", help="train one of SIZE entries on the first of the text")
     add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="size of a shard (default: 100,000,000)")
-    add("--shard", type=part_of, metavar="I/N", help="only every N-th file, from number I (from 0) on")
+    add("--shard", metavar="I/N", help="only every N-th file, from number I (from 0) on")
     add("--merge", nargs="+", type=Path, metavar="DIR", help="make one corpus of several, such as those of all shards")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     add("--no-keep", action="store_true", help="delete a downloaded file once it was read")
     add("--plot", action="store_true", help="draw report.png as well")
-    add("--restart", action="store_true", help="delete what is in DIR, and begin anew")
+    add("--restart", action="store_true", help="delete what an earlier run made in DIR, and begin anew")
     args = parser.parse_args(argv)
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if bool(args.source) == bool(args.merge):
         parser.error("give --source or --merge")
-    if args.train_tokenizer is not None and not 257 <= args.train_tokenizer <= 2**16:
-        parser.error("--train-tokenizer: from 257 to 65536")
-    if args.shard_tokens < 1 or args.workers < 1:
-        parser.error("--shard-tokens and --workers: at least 1")
+    if args.merge and given - {"merge", "out"}:
+        parser.error("--merge goes with no other option than --out")
+    for one, other in (("tokenizer", "train_tokenizer"), ("near", "no_near")):
+        if {one, other} <= given:
+            parser.error(f"--{one} and --{other.replace('_', '-')} exclude each other")
+    if not 1 <= args.workers <= 1024:
+        parser.error(f"--workers {args.workers}: it must be from 1 to 1024")
+    try:
+        args.settings = settings_from(args) if args.source else None
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
@@ -637,35 +737,33 @@ def settings_from(args):
     return Settings(
         sources=tuple(args.source), skip=tuple(args.skip), keep_meta=tuple(args.keep_meta), html=not args.keep_html,
         near=None if args.no_near else args.near, validation=args.validation, limit=args.limit,
-        tokenizer=f"train {args.train_tokenizer}" if args.train_tokenizer else args.tokenizer,
+        tokenizer=args.tokenizer if args.train_tokenizer is None else f"train {args.train_tokenizer}",
         shard_tokens=args.shard_tokens, shard=args.shard,
     )  # fmt: skip
-
-
-def remove_corpus(folder):
-    """Delete what this script writes, and nothing else."""
-    for pattern in ("state.db*", "manifest.json*", "report.*", "train_*.bin*", "validation_*.bin*"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    for name in ("tokenizer", "tokenizer.part"):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def main(argv=None):
     """The command; returns the exit status."""
     args = arguments(argv)
+    with contextlib.suppress(AttributeError):  # names of any script on a terminal of any kind
+        sys.stdout.reconfigure(errors="backslashreplace")
+    again = "the same command, without --restart," if args.restart else "the same command"
     try:
         if args.merge:
             manifest = merge(args.merge, args.out)
         else:
-            if args.restart:
-                remove_corpus(args.out)
-            manifest = prepare(args.out, settings_from(args), args.workers, not args.no_keep, plot=args.plot)
+            manifest = prepare(args.out, args.settings, args.workers, not args.no_keep, plot=args.plot,
+                               restart=args.restart)  # fmt: skip
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last finished shard")
+        print(f"\ninterrupted; {again} goes on from the last finished shard")
         return 130
-    except (CorpusError, OSError, ValueError, sqlite3.Error) as error:
-        print(f"\n{error}\nFinished shards are as they were; once this is put right, the same command goes on.")
+    except (CorpusError, ValueError) as error:
+        print(error)
+        return 1
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+        if (args.out / "state.db").exists():
+            print(f"What was finished is kept; once this is put right, {again} goes on.")
         return 1
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens, {entry['documents']:,} documents, {len(entry['shards'])} shards")

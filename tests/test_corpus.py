@@ -3,10 +3,14 @@
 import errno
 import gzip
 import hashlib
+import io
 import json
+import multiprocessing
 import os
 import random
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +18,7 @@ import time
 import tracemalloc
 from collections import Counter
 from contextlib import closing
+from datetime import datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,6 +43,10 @@ from shared.text import BPETokenizer  # noqa: E402
 
 WORDS = """time river stone winter letter garden engine paper window music bread harbour mountain silver question
 summer market lesson number animal station doctor village forest colour answer picture bottle morning island""".split()
+
+
+class Killed(BaseException):
+    """What stands in for kill -9 at a chosen moment."""
 
 
 def make_text(seed, words=120):
@@ -104,6 +113,13 @@ def contents(folder):
     return files | {"report.json": report}
 
 
+def snapshot(folder):
+    """Name -> bytes of all files, links as what they point to, folders as None."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            for name, path in paths.items()}  # fmt: skip
+
+
 # --- one text ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +167,26 @@ def test_filter(rule, dropped, kept):
     assert rule(dropped) and not rule(kept)
     assert rules.why_dropped(dropped, {rule.__name__: rule}) == rule.__name__
     assert rules.why_dropped(kept, {rule.__name__: rule}) is None
+
+
+HINDI = "गाँव के स्कूल में बच्चे हर सुबह प्रार्थना के बाद अपनी किताबें खोलते हैं और मास्टर जी से नई कहानियाँ सुनते हैं।"
+TAMIL = "காலையில் சூரியன் உதித்ததும் மீனவர்கள் தங்கள் படகுகளை எடுத்துக்கொண்டு கடலுக்குச் செல்கிறார்கள், மாலையில் திரும்புகிறார்கள்."
+BENGALI = "বর্ষাকালে নদীর জল বেড়ে গেলে গ্রামের মানুষ নৌকায় করে বাজারে যায় এবং সন্ধ্যায় বাড়ি ফিরে আসে।"
+MALAYALAM = "മഴ പെയ്തു തുടങ്ങിയപ്പോൾ കുട്ടികൾ മുറ്റത്തുനിന്ന് വീട്ടിലേക്ക് ഓടിക്കയറി, അമ്മ അവർക്ക് ചൂടുള്ള ചായ കൊടുത്തു."
+BURMESE = "ကျွန်တော်တို့ရွာမှာ မိုးရာသီရောက်ရင် လယ်သမားတွေ မနက်စောစောထပြီး လယ်ထဲကို သွားကြတယ်။"
+ARABIC = "ذَهَبَ الوَلَدُ إِلَى المَدْرَسَةِ فِي الصَّبَاحِ وَقَرَأَ كِتَابًا جَدِيدًا مَعَ أَصْدِقَائِهِ."
+
+
+@pytest.mark.parametrize("sentence", [HINDI, TAMIL, BENGALI, MALAYALAM, BURMESE, ARABIC])
+def test_marks_belong_to_the_letters(sentence):
+    text = "\n".join(f"{sentence} {i}" for i in range(10))
+    cleaned, _ = rules.clean(text)
+    assert rules.why_dropped(cleaned) is None
+    assert rules.few_letters(cleaned + " | 12.5 — 13.7 |" * 80), "numbers are still no letters"
+
+
+def test_signs_without_letters_are_not_kept_for_their_marks():
+    assert rules.few_letters("❤️ ✌️ " * 100) and rules.few_letters("12️ " * 100)
 
 
 def test_an_empty_text_breaks_nothing():
@@ -459,6 +495,408 @@ def test_what_reads_a_corpus_is_told_what_is_wrong(make, tmp_path):
         read_manifest(tmp_path)
 
 
+# --- what a folder holds: restart, identity, checksums ----------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(make, tmp_path, tokenizer):
+    """(folder of a finished corpus, the arguments of the command that made it)."""
+    source = write_jsonl(tmp_path / "a.jsonl")
+    call = ["--source", str(source), "--tokenizer", str(tokenizer), "--validation", "0.1", "--shard-tokens", "2000",
+            "--workers", "1", "--out", str(tmp_path / "out")]  # fmt: skip
+    return make(source), call
+
+
+def refused(call, message, capsys, status=1):
+    """The command ends with `message` on one line."""
+    capsys.readouterr()
+    assert pipeline.main(call) == status
+    output = capsys.readouterr().out
+    assert message in output and len(output.splitlines()) == 1, output
+    return output
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--source", "nowhere.jsonl"], "there is no such file or folder"),
+    (["--source", "http://127.0.0.1:9/a.jsonl"], "http://127.0.0.1:9/a.jsonl"),
+    (["--shard", "5/9"], "there are not so many files"),
+    (["--tokenizer", "nowhere"], "vocab.bpe does not exist"),
+    (["--tokenizer", "damaged"], "damaged"),
+    (["--tokenizer", "without_end"], "has no <|endoftext|>"),
+    (["--tokenizer", "out/tokenizer"], "copy this one to another folder"),
+    (["--plot"], "report.png is in the way"),
+])  # fmt: skip
+def test_restart_checks_before_it_deletes(finished, tmp_path, monkeypatch, capsys, change, message):
+    folder, call = finished
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    (tmp_path / "damaged").mkdir()
+    for name in ("vocab.bpe", "encoder.json"):
+        (tmp_path / "damaged" / name).write_text("{")
+    BPETokenizer().train(TEXTS[0], 300, special_tokens=["<|stop|>"]).save(tmp_path / "without_end")
+    (folder / "report.png").write_text("the user's")
+    before = snapshot(folder)
+    assert pipeline.main([*call, *change, "--restart"]) == 1
+    assert message in capsys.readouterr().out
+    assert snapshot(folder) == before
+
+
+def test_restart_removes_only_what_a_run_made(finished, monkeypatch):
+    folder, call = finished
+    before = contents(folder)
+    mine = ["report.docx", "report.jsonl", "report.png", "tokenizer/notes.txt", "tokenizer.json", "train_notes.bin",
+            "train_1.bin", "state.db.bak", "manifest.json.old", "a.part"]  # fmt: skip
+    for name in mine:
+        (folder / name).write_text("the user's")
+    assert pipeline.main([*call, "--restart"]) == 0
+    assert {name: (folder / name).read_text() for name in mine} == dict.fromkeys(mine, "the user's")
+
+    monkeypatch.setattr(pipeline.Run, "finish", lambda _: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        pipeline.main([*call, "--restart"])
+    monkeypatch.undo()
+    assert (folder / "state.db").is_file() and not (folder / "manifest.json").exists()
+    assert pipeline.main([*call, "--restart", "--near", "0.9"]) == 0, "a run that was begun is removed too"
+    assert {name: (folder / name).read_text() for name in mine} == dict.fromkeys(mine, "the user's")
+    assert pipeline.main([*call, "--restart"]) == 0
+    for name in mine:
+        (folder / name).unlink()
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["train_00000.bin", "tokenizer/vocab.bpe", "report.json", "manifest.json.part"])
+def test_a_users_files_are_in_the_way(finished, tmp_path, capsys, name):
+    """Where no record says that a run made them, neither a new run nor --restart touches them."""
+    _, call = finished
+    file = tmp_path / "new" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("the user's")
+    before = snapshot(tmp_path / "new")
+    for more in ([], ["--restart"]):
+        refused([*call, "--out", str(tmp_path / "new"), *more], f"{name} is in the way", capsys)
+        assert snapshot(tmp_path / "new") == before
+    assert call[1] not in before
+
+
+@pytest.mark.parametrize("name", [
+    "state.db", "train_00000.bin.part", "tokenizer", "tokenizer.part", "manifest.json.part", "report.json.part",
+    "report.png"])  # fmt: skip
+@pytest.mark.parametrize("begun", [False, True])
+def test_links_are_not_followed(finished, tmp_path, capsys, monkeypatch, name, begun):
+    _, call = finished
+    out, target = tmp_path / "new", tmp_path / "target"
+    call = [*call, "--out", str(out), "--plot"]
+    if begun:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "get_tokenizer", lambda _: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed):
+                pipeline.main(call)
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(exist_ok=True)
+    if name.startswith("tokenizer"):
+        target.mkdir()
+        (target / "vocab.bpe").write_text("the user's")
+    else:
+        target.write_text("the user's")
+    (out / name).symlink_to(target)
+    before = snapshot(tmp_path)
+    for more in ([], ["--restart"]):
+        refused([*call, *more], f"{out / name} is ", capsys)
+        assert snapshot(tmp_path) == before
+
+
+def test_state_of_another_program(finished, tmp_path, capsys):
+    _, call = finished
+    (tmp_path / "new").mkdir()
+    with closing(sqlite3.connect(tmp_path / "new" / "state.db")) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "state.db").write_text("this is no database, but a text of some length" * 9)
+    before = snapshot(tmp_path)
+    refused([*call, "--out", str(tmp_path / "new"), "--restart"], "is the database of another program", capsys)
+    refused([*call, "--out", str(tmp_path / "text")], f"{tmp_path / 'text' / 'state.db'}: file is not a", capsys)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_finished_folder_knows_what_it_was_made_from(finished, tmp_path, tokenizer, capsys):
+    folder, call = finished
+    other = write_jsonl(tmp_path / "b.jsonl", TEXTS[:30])
+    same_name = write_jsonl(tmp_path / "elsewhere" / "a.jsonl", TEXTS[:30])
+    BPETokenizer().train(TEXTS[0], 300).save(tmp_path / "elsewhere" / "small")
+    before = snapshot(folder)
+    for change, message in [
+        (["--source", str(other)], "sources ['a.jsonl'], now ['a.jsonl', 'b.jsonl']"),
+        (["--train-tokenizer", "300"], "tokenizer 'folder small', now 'train 300'"),
+        (["--tokenizer", str(tmp_path / "elsewhere" / "small")], "was made with another tokenizer than the one in"),
+        (["--tokenizer", "gpt2"], "tokenizer 'folder small', now 'gpt2'"),
+    ]:
+        without = [] if "--train-tokenizer" not in change else ["--tokenizer", str(tokenizer)]
+        these = [part for part in call if part not in without]
+        output = refused([*these, *change], message, capsys)
+        assert "--restart" in output and snapshot(folder) == before
+    refused([*call[2:], "--source", str(other)], "sources ['a.jsonl'], now ['b.jsonl']", capsys)
+    refused([*call[2:], "--source", str(same_name)], "a.jsonl had 1, now it has 1, or their contents differ", capsys)
+    refused([*call[2:], "--source", "nowhere.jsonl"], "sources ['a.jsonl'], now ['nowhere.jsonl']", capsys)
+    assert pipeline.main(call) == 0 and f"{folder} is complete" in capsys.readouterr().out
+    source = Path(call[1])
+    text = source.read_bytes()
+    source.write_bytes(text.replace(b"River", b"Rivet", 1) + b"")
+    refused(call, "or their contents differ", capsys)
+    source.unlink()
+    assert pipeline.main(call) == 0 and f"{folder} is complete" in capsys.readouterr().out
+    assert snapshot(folder) == before
+
+
+def test_a_folder_with_one_file_more_is_another_source(make, tmp_path):
+    for name in ("in/a.jsonl", "in/test_b.jsonl"):
+        write_jsonl(tmp_path / name, TEXTS[:40])
+    make(tmp_path / "in", skip=("test_*",))
+    write_jsonl(tmp_path / "in/test_c.jsonl", TEXTS[40:])
+    make(tmp_path / "in", skip=("test_*",))
+    write_jsonl(tmp_path / "in/c.jsonl", TEXTS[40:])
+    with pytest.raises(CorpusError, match="in had 1, now it has 2"):
+        make(tmp_path / "in", skip=("test_*",))
+
+
+def swap(folder, one, other):
+    os.rename(folder / one, folder / "aside")
+    os.rename(folder / other, folder / one)
+    os.rename(folder / "aside", folder / other)
+
+
+def flip(path, at=100):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def other_tokenizer(folder):
+    text = (folder / "encoder.json").read_text()
+    (folder / "encoder.json").write_text(text.replace("<|endoftext|>", "<|endofwork|>"))
+
+
+DAMAGES = {
+    "train_00001.bin is missing": lambda folder: (folder / "train_00001.bin").unlink(),
+    "train_00001.bin is damaged": lambda folder: flip(folder / "train_00001.bin"),
+    "train_00000.bin has": lambda folder: swap(folder, "train_00000.bin", "train_00001.bin"),
+    "vocab.bpe is missing": lambda folder: (folder / "tokenizer/vocab.bpe").unlink(),
+    "vocab.bpe is damaged": lambda folder: flip(folder / "tokenizer/vocab.bpe"),
+    "encoder.json is damaged": lambda folder: other_tokenizer(folder / "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_finished_work_is_compared_with_its_checksums(finished, damage, capsys):
+    folder, call = finished
+    manifest = corpus_output.verify_corpus(folder)
+    assert manifest == read_manifest(folder) and not (folder / "checked.json").exists()
+    (folder / "report.json").unlink()
+    corpus_output.verify_corpus(folder)
+    DAMAGES[damage](folder)
+    before = snapshot(folder)
+    with pytest.raises((FileNotFoundError, ValueError), match=damage):
+        corpus_output.verify_corpus(folder)
+    assert snapshot(folder) == before
+    refused(call, damage, capsys)
+    with pytest.raises((FileNotFoundError, ValueError), match=damage):
+        corpus_output.merge([folder], folder.parent / "merged")
+    assert not (folder.parent / "merged").exists()
+    assert pipeline.main([*call, "--restart"]) == 0
+    assert corpus_output.verify_corpus(folder) == manifest
+
+
+def test_large_shards_are_read_again_only_when_they_have_changed(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.setattr(corpus_output, "LARGE", 3000)
+    read = []
+    monkeypatch.setattr(corpus_output, "sha256_of", lambda path: read.append(path.name) or download.sha256_of(path))
+    shards = [path.name for path in sorted(folder.glob("*.bin")) if path.stat().st_size > 3000]
+    assert len(shards) > 2
+    corpus_output.verify_corpus(folder)
+    assert set(read) > set(shards)
+    read.clear()
+    corpus_output.verify_corpus(folder)
+    assert read and not set(read) & set(shards)
+    stat = (folder / shards[1]).stat()
+    flip(folder / shards[1])
+    os.utime(folder / shards[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match=f"{shards[1]} is damaged"):
+        corpus_output.verify_corpus(folder)
+    (folder / "checked.json").write_text("[1")
+    with pytest.raises(ValueError, match=f"{shards[1]} is damaged"):
+        corpus_output.verify_corpus(folder)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda folder: (folder / "train_00001.bin").unlink(), "train_00001.bin is missing"),
+    (lambda folder: flip(folder / "train_00001.bin"), "train_00001.bin is damaged"),
+    (lambda folder: flip(max(folder.glob("train_*.part"))), "bin.part is not as the last run left it"),
+    (lambda folder: max(folder.glob("train_*.part")).unlink(), "bin.part is not as the last run left it"),
+    (lambda folder: other_tokenizer(folder / "tokenizer"), "encoder.json is damaged"),
+    (lambda folder: write_jsonl(folder.parent / "a.jsonl", TEXTS[::-1]), "a.jsonl is no longer the file"),
+    (lambda folder: (folder.parent / "a.jsonl").unlink(), "a.jsonl: No such file"),
+    (lambda folder: (folder / "train_00099.bin").write_text("the user's"), "train_00099.bin is in the way"),
+])  # fmt: skip
+def test_a_run_goes_on_only_with_what_it_left(finished, tmp_path, monkeypatch, capsys, damage, message):
+    _, call = finished
+    out = tmp_path / "new"
+    call = [*call, "--out", str(out)]
+
+    def dying(run):
+        run.commit()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Run, "finish", dying)
+        with pytest.raises(Killed):
+            pipeline.main(call)
+    damage(out)
+    before = snapshot(out)
+    capsys.readouterr()
+    assert pipeline.main(call) == 1
+    output = capsys.readouterr().out
+    assert message in output and "Traceback" not in output
+    assert snapshot(out) == before
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(finished, tmp_path, capsys):
+    folder, call = finished
+    (tmp_path / "precious").write_text("the user's")
+    manifest = read_manifest(folder)
+    manifest["splits"]["train"]["shards"][0]["file"] = "../precious"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused([*call, "--restart"], "is damaged, or not a corpus manifest", capsys)
+    manifest["splits"]["train"]["shards"].pop(0)
+    manifest["files"]["../precious"] = None
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    pipeline.main([*call, "--restart"])
+    assert (tmp_path / "precious").read_text() == "the user's"
+
+
+def test_a_merge_that_fails_leaves_nothing(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    copied = []
+
+    def full(source, target):
+        if copied:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        copied.append(target)
+        Path(target).write_bytes(b"x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_output, "link_or_copy", full)
+        assert pipeline.main(["--merge", str(folder), str(folder), "--out", str(tmp_path / "merged")]) == 1
+    assert "train_00001.bin: No space left on device" in capsys.readouterr().out
+    assert copied and list((tmp_path / "merged").iterdir()) == []
+    assert pipeline.main(["--merge", str(folder), "--out", str(tmp_path / "merged")]) == 0
+    assert corpus_output.verify_corpus(tmp_path / "merged")["splits"] == read_manifest(folder)["splits"]
+    (folder / "report.json").write_text("[]")
+    with pytest.raises(ValueError, match="report.json is damaged"):
+        corpus_output.merge([folder], tmp_path / "again")
+
+
+# --- names of any kind ------------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_unicode(tmp_path, tokenizer, capsys):
+    """A file named in Latin-1, a set name with half a surrogate pair or what a picture would take for a formula."""
+    source = tmp_path / os.fsdecode(b"caf\xe9_\xe9.jsonl")
+    names = ["caf\ud83d", "$x^", "x" * 10_000, "two\nlines", ""]
+    lines = [json.dumps({"text": text, "meta": {"redpajama_set_name": names[i % 5]}}) for i, text in enumerate(TEXTS)]
+    source.write_text("\n".join([*lines, "no JSON"]))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode(source) + b"\r\n")
+    for number, given in enumerate([str(source), f"@{tmp_path / 'list.txt'}", str(tmp_path)]):
+        out = tmp_path / f"out{number}"
+        call = ["--source", given, "--out", str(out), "--tokenizer", str(tokenizer), "--workers", "1", "--plot",
+                "--skip", os.fsdecode(b"\xe9*"), "--skip", "*.txt",
+                "--keep-meta", "redpajama_set_name=caf\ud83d"]  # fmt: skip
+        assert pipeline.main([*call, "--keep-meta", "redpajama_set_name=$x^"]) == 0
+        manifest, report = read_manifest(out), json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert [Path(name).name for name in manifest["source"]["files"]] == ["caf\ufffd_\ufffd.jsonl"]
+        assert {"caf\ufffd", "$x^"} < set(report["sources"])
+        assert "caf\ufffd_\ufffd.jsonl, record 120: no JSON" in report["problems"][-1]
+        assert (out / "report.png").stat().st_size > 5000
+        capsys.readouterr()
+
+
+def test_a_terminal_without_unicode(tmp_path, tokenizer, monkeypatch):
+    write_jsonl(tmp_path / "ü.jsonl", redpajama_set_name="Bücher")
+    call = ["--source", str(tmp_path / "ü.jsonl"), "--tokenizer", str(tokenizer), "--workers", "1", "--validation", "0"]
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert pipeline.main([*call, "--out", str(tmp_path / "out")]) == 0
+    terminal.seek(0)
+    output = terminal.read()
+    assert "B\\xfccher" in output
+    assert "the validation part is empty: all 120 documents are in train (--validation 0)" in output
+
+
+# --- reading: cut, damaged, of another kind ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["zst", "gz"])
+def test_a_file_of_several_frames_cut_anywhere(tmp_path, ending):
+    """Cut within its last frame, by 3 bytes or by any other number: what came before, and a `Bad`."""
+    pack = {"zst": zstandard.compress, "gz": gzip.compress}[ending]
+    frames = [pack(json.dumps({"text": text}).encode() + b"\n") for text in TEXTS[:12]]
+    whole, path = b"".join(frames), tmp_path / f"a.jsonl.{ending}"
+    for less in range(len(frames[-1])):
+        path.write_bytes(whole[: len(whole) - less])
+        *records, last = corpus_input.read_records(path)
+        assert len(records) >= 11 and all(isinstance(record, bytes) for record in records[:11])
+        assert isinstance(last, bytes) if less == 0 else last.kind == corpus_input.UNREADABLE, less
+
+
+@pytest.mark.parametrize("ending", ["zst", "gz", "parquet"])
+def test_damaged_anywhere(tmp_path, ending):
+    """One byte is another: the records come out with a `Bad` among them, or with other content, but no other error."""
+    path = tmp_path / ("a.parquet" if ending == "parquet" else f"a.jsonl.{ending}")
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS[:9], "meta": [{"a": 1}] * 9}), path)
+    else:
+        write_jsonl(path, TEXTS[:9])
+    good, kinds, rng = path.read_bytes(), Counter(), random.Random(0)
+    for at in [*range(12), *rng.sample(range(len(good)), 150), *range(len(good) - 40, len(good))]:
+        path.write_bytes(good[:at] + bytes([good[at] ^ (1 << rng.randrange(8))]) + good[at + 1 :])
+        kinds.update(type(record).__name__ for record in corpus_input.read_records(path))
+    assert kinds["Bad"] > 20 and set(kinds) <= {"Bad", "bytes", "dict"}
+
+
+@pytest.mark.parametrize("values", [
+    [1, 2, 3], [0.5, float("nan"), None], [True, False, None], [b"bytes", None, b""], [["a"], [], None],
+    [{"a": "b"}, None, {"a": "c"}], [datetime(2020, 1, 1), None, datetime(1, 1, 1)],
+])  # fmt: skip
+def test_parquet_columns_of_other_types(make, tmp_path, values):
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
+    folder = make(tmp_path / "a.parquet", write_jsonl(tmp_path / "b.jsonl", TEXTS[:20]))
+    counts = counts_of(folder)
+    assert counts["bad: no text"] == 3 and counts["records"] == 23
+    assert sorted(documents_in(folder)) == sorted(TEXTS[:20])
+
+
+def test_byte_order_marks(make, tmp_path):
+    mark = b"\xef\xbb\xbf"
+    for ending, pack in (("", bytes), (".gz", gzip.compress), (".zst", zstandard.compress)):
+        raw = write_jsonl(tmp_path / "x.jsonl", TEXTS[:5]).read_bytes()
+        (tmp_path / f"a.jsonl{ending}").write_bytes(pack(mark + raw + mark + raw))
+        records = list(corpus_input.read_records(tmp_path / f"a.jsonl{ending}"))
+        assert [json.loads(record)["text"] for record in records] == 2 * TEXTS[:5]
+    (tmp_path / "a.txt").write_bytes(mark + b"<|endoftext|>\n" + "\n<|endoftext|>\n".join(TEXTS[5:9]).encode())
+    assert [record["text"] for record in corpus_input.read_records(tmp_path / "a.txt")] == TEXTS[5:9]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
+def test_utf16_is_named(make, tmp_path, encoding):
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    (tmp_path / "a.txt").write_bytes((mark + "Ein Text, ещё один. " * 50).encode(encoding))
+    (tmp_path / "b.jsonl").write_bytes((mark + json.dumps({"text": TEXTS[0]})).encode(encoding))
+    folder = make(tmp_path / "a.txt", tmp_path / "b.jsonl", write_jsonl(tmp_path / "c.jsonl", TEXTS[:20]))
+    assert sorted(documents_in(folder)) == sorted(TEXTS[:20])
+    report = json.loads((folder / "report.json").read_text())
+    assert sum("it is UTF-16 text; only UTF-8 is read" in problem for problem in report["problems"]) == 2
+
+
 # --- kill and resume --------------------------------------------------------------------------------------------------
 
 
@@ -503,8 +941,27 @@ def test_killed_and_resumed_is_byte_identical(make, tmp_path, tokenizer):
     assert {name: (out / name).read_bytes() for name in finished} == finished
 
 
-class Killed(BaseException):
-    """What stands in for kill -9 at a chosen moment."""
+@pytest.mark.skipif(sys.platform != "linux", reason="fork starts a run without the time of its imports")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_at_random_moments(make, tmp_path, tokenizer):
+    """Killed with SIGKILL again and again, wherever it is, the run still ends with the same bytes."""
+    texts = [make_text(i, 200) for i in range(300)]
+    for i in range(3):
+        write_jsonl(tmp_path / f"in/a_{i}.jsonl.gz", texts[i::3] + texts[:60])
+    unbroken = make(tmp_path / "in", name="unbroken")
+    call = command(tmp_path / "in", tmp_path / "out", tokenizer, "--workers", "1", "--shard-tokens", "2000")[2:]
+    rng, kills = random.Random(0), 0
+    for attempt in range(21):
+        run = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(pipeline.main(call)))
+        run.start()
+        run.join(rng.uniform(0, 0.02 * attempt) if attempt < 20 else None)
+        if run.exitcode is not None:
+            break
+        run.kill()
+        run.join()
+        kills += 1
+    assert run.exitcode == 0 and kills >= 3
+    assert contents(tmp_path / "out") == contents(unbroken)
 
 
 @pytest.mark.parametrize("moment", ["before a commit", "after a commit", "before the manifest", "after the manifest"])
@@ -596,6 +1053,29 @@ def test_full_disk(tmp_path, tokenizer, monkeypatch, capsys):
     assert pipeline.main(call) == 0 and "is complete" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files is POSIX")
+@pytest.mark.parametrize("size", [0, 3000, 5000, 8000, 15_000])
+def test_no_file_can_grow(make, tmp_path, tokenizer, capsys, size):
+    """Wherever the disk is full first: a line that names the file, and with more space the run goes on."""
+    import resource
+
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS * 2)
+    unbroken = make(source, name="unbroken", near=None)
+    call = command(source, tmp_path / "out", tokenizer, "--workers", "1", "--shard-tokens", "2000", "--no-near")[2:]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        status = pipeline.main(call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    output = capsys.readouterr()
+    assert status == 1 and not output.err
+    assert re.search(rf"^{tmp_path / 'out'}/\S+: \w+", output.out, re.MULTILINE), output.out
+    assert size == 0 or "the same command goes on" in output.out
+    assert pipeline.main(call) == 0
+    assert contents(tmp_path / "out") == contents(unbroken)
+
+
 def test_a_folder_is_not_mixed_up(make, tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl")
     folder = make(source)
@@ -603,10 +1083,10 @@ def test_a_folder_is_not_mixed_up(make, tmp_path, monkeypatch):
     with pytest.raises(CorpusError, match=r"limit None, now 5000.*--restart"):
         make(source, limit=5000)
     (folder / "manifest.json").unlink()
-    with pytest.raises(CorpusError, match="holds shards of another run"):
+    left = snapshot(folder)
+    with pytest.raises(CorpusError, match="is in the way, and no record says that a run has made it"):
         make(source)
-    pipeline.remove_corpus(folder)
-    assert list(folder.iterdir()) == [] and contents(make(source)) == before
+    assert snapshot(folder) == left and contents(make(source, name="another")) == before
 
     monkeypatch.setattr(pipeline, "stream", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
@@ -627,6 +1107,7 @@ def test_a_folder_is_not_mixed_up(make, tmp_path, monkeypatch):
     (["--source", "short.jsonl", "--no-near"], "no document was kept"),
     (["--source", "short.jsonl", "--shard", "1/2"], "there are not so many files"),
     (["--source", "hf://datasets/x"], "must be hf://datasets/OWNER/NAME"),
+    (["--source", "http://127.0.0.1:9/../../a.txt"], "a path with .. leads out of the cache"),
 ])  # fmt: skip
 def test_errors_are_one_clear_sentence(tmp_path, tokenizer, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
@@ -636,17 +1117,43 @@ def test_errors_are_one_clear_sentence(tmp_path, tokenizer, monkeypatch, capsys,
     assert pipeline.main([*arguments, "--out", "out", "--tokenizer", str(tokenizer), "--workers", "1"]) == 1
     output = capsys.readouterr()
     assert message in output.out and "Traceback" not in output.out + output.err
+    assert Path("out").exists() == ("no document was kept" in message), "what is refused leaves no trace"
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["--source", "a", "--merge", "b"], ["--source", "a", "--shard", "2/2"], ["--source", "a", "--limit", "much"],
-    ["--source", "a", "--keep-meta", "x"], ["--source", "a", "--near", "2"],
-    ["--source", "a", "--train-tokenizer", "9"], ["--source", "a", "--workers", "0"],
+@pytest.mark.parametrize("arguments, message", [
+    ("", "give --source or --merge"), ("--source a --merge b", "give --source or --merge"),
+    ("--merge a --restart", "--merge goes with no other"), ("--merge a --limit 5GB", "--merge goes with no other"),
+    ("--source a --near 0.5 --no-near", "exclude"), ("--source a --tokenizer a --train-tokenizer 300", "exclude"),
+    ("--source a --shard 2/2", "shard is '2/2'"), ("--source a --shard 0/0", "shard is '0/0'"),
+    ("--source a --shard -1/2", "--shard"), ("--source a --keep-meta x", "KEY=VALUE"),
+    ("--source a --limit much", "no size"), ("--source a --limit 0", "no size from 1 byte"),
+    ("--source a --limit 0.4", "no size from 1 byte"), ("--source a --limit 1e400", "no size from 1 byte"),
+    ("--source a --limit nan", "no size"), ("--source a --limit 2e9GB", "10^18"), ("--source a --limit -5", "--limit"),
+    ("--source a --near 2", "near is 2.0"), ("--source a --near nan", "near is nan"),
+    ("--source a --near 0", "near is 0.0; it must be more than 0"), ("--source a --near inf", "near is inf"),
+    ("--source a --validation nan", "validation is nan"), ("--source a --validation -0.1", "--validation"),
+    ("--source a --validation=-0.1", "validation is -0.1"), ("--source a --validation 1.5", "validation is 1.5"),
+    ("--source a --train-tokenizer 9", "'train 9'"), ("--source a --train-tokenizer 0", "'train 0'"),
+    ("--source a --train-tokenizer 65537", "'train 65537'"), ("--source a --shard-tokens 0", "shard_tokens is 0"),
+    ("--source a --shard-tokens nan", "--shard-tokens"), ("--source a --workers 0", "--workers 0"),
+    ("--source a --workers 1000000", "--workers 1000000"),
 ])  # fmt: skip
-def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit):
-        pipeline.main([*arguments, "--out", "out"])
-    assert "error:" in capsys.readouterr().err
+def test_wrong_arguments(arguments, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        pipeline.main([*arguments.split(), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "error:" in error and message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [
+    {"sources": ()}, {"sources": "a.jsonl"}, {"skip": "test_*"}, {"near": float("nan")}, {"near": 0}, {"limit": 0},
+    {"limit": float("inf")}, {"validation": float("nan")}, {"shard_tokens": 0}, {"shard": "3/2"},
+    {"tokenizer": "train 0"}, {"tokenizer": "train many"},
+])  # fmt: skip
+def test_settings_out_of_bounds(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is .*; it must be"):
+        Settings(**({"sources": ("a",)} | settings))
 
 
 def test_sizes():
@@ -709,6 +1216,12 @@ def hub(tmp_path, monkeypatch):
         def do_GET(self):
             self.server.log.append(self.path)
             path, _, query = self.path.partition("?")
+            if self.server.refusals:
+                status, headers = self.server.refusals.pop()
+                self.send_response(status)
+                for name, value in ({"Content-Length": "0"} | headers).items():
+                    self.send_header(name, value)
+                return self.end_headers()
             if "/revision/" in path:
                 return self.answer({"sha": SHA})
             if "/tree/" not in path:
@@ -724,6 +1237,10 @@ def hub(tmp_path, monkeypatch):
                                 "lfs": {"oid": hashlib.sha256(file.read_bytes()).hexdigest()}})  # fmt: skip
             start = int(query.partition("cursor=")[2] or 0)
             following = f'<http://{self.headers["Host"]}{path}?recursive=true&cursor={start + 2}>; rel="next"'
+            if self.server.hostile:
+                following = f'<http://{self.headers["Host"]}{self.path}>; rel="next"'
+                entries = [{"type": "file", "size": 1, "path": self.server.hostile}]
+                return self.answer(entries, following if self.server.hostile == "round" else None)
             return self.answer(entries[start : start + 2], following if start + 2 < len(entries) else None)
 
         def answer(self, value, link=None):
@@ -741,6 +1258,7 @@ def hub(tmp_path, monkeypatch):
     root.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
     server.log, server.root, server.daemon_threads = [], root, True
+    server.refusals, server.hostile = [], None  # (status, headers) of the next answers, the last first; a path to list
     server.address = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", server.address)
@@ -803,6 +1321,35 @@ def test_without_a_network_what_is_at_hand_is_used(hub, make, tmp_path, monkeypa
     second = make("slimpajama", name="second")
     assert "using the 1 that are here" in capsys.readouterr().out
     assert read_manifest(second)["splits"] == read_manifest(first)["splits"]
+
+
+def test_a_hub_that_asks_for_patience(hub, make, tmp_path, monkeypatch, capsys):
+    """Too many requests, again and again, on the list and on a file: the run waits as it is told, and goes on."""
+    put(hub, data.SLIMPAJAMA[0][0], "data/train-00000.parquet", TEXTS[:40])
+    pauses = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    hub.refusals = [*4 * [(429, {"Retry-After": "7"})], (429, {}), (503, {})]  # from the last to the first
+    folder = make("slimpajama")
+    assert sorted(documents_in(folder)) == sorted(TEXTS[:40])
+    assert sum(pause >= 7 for pause in pauses) == 4 and hub.refusals == []
+    for path in (tmp_path / "cache").rglob("*.parquet"):
+        path.unlink()
+    pauses.clear()
+    _ask = corpus_input._ask
+    refusals = 5 * [(429, {"Retry-After": "11"})]
+    monkeypatch.setattr(corpus_input, "_ask", lambda url: (_ask(url), setattr(hub, "refusals", refusals))[0])
+    assert contents(make("slimpajama", name="again")) == contents(folder)
+    assert sum(pause >= 11 for pause in pauses) == 5, "on the file itself"
+
+
+@pytest.mark.parametrize("path, message", [
+    ("data/train-../../../../x.parquet", "leads out of the cache"), ("round", "goes round in a circle")])  # fmt: skip
+def test_a_hub_that_is_hostile(hub, make, tmp_path, path, message):
+    put(hub, "someone/texts", "data/train-0.parquet", TEXTS[:40])
+    hub.hostile = path
+    with pytest.raises(CorpusError, match=message):
+        make("hf://datasets/someone/texts/data/train-" if path != "round" else "hf://datasets/someone/texts")
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_data_set_and_any_address(hub, make, tmp_path):
