@@ -38,9 +38,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 
-from prepare_corpus import open_shards, read_manifest  # noqa: E402
+from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E402
 
-from shared.download import sha256_of  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything  # noqa: E402
@@ -65,16 +64,6 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362,
 
 
 # ---- the data: random windows of the token stream
-
-
-def verify_corpus(folder):
-    """Raises ValueError where a shard or the tokenizer is not the one that the manifest was written for."""
-    manifest = read_manifest(folder)
-    sums = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
-    sums["tokenizer/vocab.bpe"] = manifest["tokenizer"]["sha256"]
-    for name, sha256 in sums.items():
-        if sha256_of(folder / name) != sha256:
-            raise ValueError(f"{folder / name} is not the file that the manifest names: its SHA-256 is another")
 
 
 class Windows:
