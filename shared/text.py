@@ -17,6 +17,7 @@ from shared import data
 # English contractions, a run of letters, of digits, of other signs (each with at most one leading space), white space.
 GPT2_SPLIT = r"""'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END_OF_TEXT = "<|endoftext|>"
+LONG_BLANK = 100_000  # a run of white space that tiktoken's matcher is not asked to cut
 
 
 def byte_to_char():
@@ -232,6 +233,18 @@ def valid_unicode(text):
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
+
+
+def encode_text(tokenizer, text):
+    """Token ids of any `text`, for text from outside: the names of special tokens are ordinary characters.
+
+    As `tokenizer.encode_ordinary(text)`, half surrogate pairs included. But tiktoken's matcher fails, with an error
+    that no `except Exception` catches, at about a million blanks in a row: such a text is cut by `regex` instead.
+    """
+    text = valid_unicode(text)
+    if len(text) >= LONG_BLANK and regex.search(rf"(?<!\s)\s{{{LONG_BLANK}}}", text):
+        return tokenizer._encode_only_native_bpe(text)
+    return tokenizer.encode_ordinary(text)
 
 
 def load_tokenizer(name="gpt2"):

@@ -18,6 +18,8 @@ NOT_TAUGHT = {
     "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
     "shared/readers.py:*": "file formats of the data sets: operation, not lesson",
     "shared/gguf_export.py:*": "another program's file format, written with that program's own package",
+    "shared/text.py:LONG_BLANK": "a limit of tiktoken's",
+    "shared/text.py:encode_text": "tiktoken's encode_ordinary with a guard against text from outside",
     "shared/weights.py:COURSE_BASE": "where the course base lies",
     "shared/weights.py:SkipInit": "switches PyTorch's initialisation off; lesson 3.5 uses it",
     "shared/weights.py:check_names": "words the errors; lesson 3.5 uses it and makes it speak",
