@@ -17,7 +17,7 @@ from shared import data
 # English contractions, a run of letters, of digits, of other signs (each with at most one leading space), white space.
 GPT2_SPLIT = r"""'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END_OF_TEXT = "<|endoftext|>"
-SPECIAL = r"<.+>|\[.+\]"  # how a special token is written, so that a file shows it from a token whose merge was lost
+SPECIAL = r"<.+>|\[.+\]"  # special tokens are written like this; what else no merge makes is damage
 LONG_BLANK = 100_000  # a run of white space that tiktoken's matcher is not asked to cut
 
 

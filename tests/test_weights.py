@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from shared import data, weights
+from shared.classification import SpamClassifier
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.text import BPETokenizer
@@ -478,6 +480,42 @@ def test_damaged_headers(tmp_path):
         except ValueError as error:
             assert str(file) in str(error), place
     assert loaded < 20  # in "__metadata__", or a blank
+
+
+@pytest.fixture
+def spam(tmp_path, bpe):
+    SpamClassifier(make(), bpe.to_tiktoken("x")).save(tmp_path / "spam")
+    return tmp_path / "spam"
+
+
+@pytest.mark.parametrize("score", [torch.zeros(2, 47), torch.zeros(2, 1), torch.zeros(48), torch.zeros(()),
+                                   torch.zeros(0, 48), torch.zeros(2, 48, 1), torch.zeros(2, 48, dtype=torch.int64)])
+def test_an_output_layer_of_another_shape(spam, score):
+    rewrite(spam, lambda tensors: tensors | {"score.weight": score})
+    found = re.escape(f"{list(score.shape)} {str(score.dtype).removeprefix('torch.')}")
+    with pytest.raises(ValueError, match=rf"spam.model.safetensors: score.weight is {found}; a classifier has .labels"):
+        SpamClassifier.load(spam)
+
+
+@pytest.mark.parametrize("names", [["ham", "spam"], "ham", 3, {"0": "ham", "1": None}, {"0": 1, "1": 2}, {"1": ["a"]}])
+def test_labels_that_are_no_names(spam, names):
+    edit(spam, id2label=names)
+    with pytest.raises(ValueError, match="spam.config.json: id2label must give each number of a label its name"):
+        SpamClassifier.load(spam)
+
+
+def test_a_classifier_in_several_files_and_one_whose_tokenizer_ends_nothing(spam, bpe):
+    whole = load_file(spam / "model.safetensors")
+    for i, names in enumerate((list(whole)[:5], list(whole)[5:]), 1):
+        save_file({name: whole[name] for name in names}, spam / f"model-0000{i}-of-00002.safetensors")
+    (spam / "model.safetensors").unlink()
+    assert torch.equal(SpamClassifier.load(spam).head.weight, whole["score.weight"])
+    bare = BPETokenizer(list(bpe.merges), ["<pad>"])
+    bare.save(spam)
+    (spam / "vocab.bpe").replace(spam / "merges.txt")
+    (spam / "encoder.json").replace(spam / "vocab.json")
+    with pytest.raises(ValueError, match="spam: its tokenizer has no <.endoftext.>"):
+        SpamClassifier.load(spam)
 
 
 def test_missing_and_damaged_files(folder):
