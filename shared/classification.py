@@ -12,19 +12,17 @@ A message is a pair (label, text). Shapes: B messages, T tokens, D width, L labe
 import argparse
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from shared import training
-from shared.text import END_OF_TEXT
-from shared.weights import export_checkpoint, load_checkpoint_dir, published_tensors
+from shared.text import END_OF_TEXT, with_end_of_text
+from shared.weights import export_checkpoint, load_checkpoint_dir, load_score, published_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
 
@@ -262,14 +260,10 @@ class SpamClassifier(nn.Module):
         """
         folder = Path(folder)
         gpt, tokenizer = load_checkpoint_dir(folder, others=("score.weight",))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            score = file.get_tensor("score.weight") if "score.weight" in file.keys() else None
+        score, labels = load_score(folder)
         if score is None or tokenizer is None:
             raise ValueError(f"{folder} is no classifier: it has no {'score.weight' if score is None else 'tokenizer'}")
-        names = config.get("id2label") or {}
-        labels = [names.get(str(i), f"LABEL_{i}") for i in range(len(score))]
-        classifier = cls(gpt, tokenizer, labels)
+        classifier = cls(gpt, with_end_of_text(tokenizer, folder), labels)
         classifier.head.weight.data.copy_(score)
         return classifier.eval()
 

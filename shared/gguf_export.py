@@ -1,11 +1,12 @@
 """A checkpoint folder as one GGUF file, the format of llama.cpp and Ollama. Called by `python -m shared.weights`."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import gguf
 
-from shared.text import END_OF_TEXT, byte_to_char
+from shared.text import END_OF_TEXT, byte_to_char, valid_unicode
 from shared.weights import from_tiktoken, load_checkpoint_dir, published_name
 
 
@@ -18,14 +19,22 @@ def export_gguf(folder, file):
     model, tokenizer = load_checkpoint_dir(folder)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer, and a GGUF file holds one")
-    config, bpe = model.config, from_tiktoken(tokenizer)
-    char = byte_to_char()
+    bpe = from_tiktoken(tokenizer)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".partial-gguf-", dir=Path(file).parent) as aside:
+            _write(Path(aside, "gguf"), model, tokenizer.name, bpe)
+            os.replace(Path(aside, "gguf"), file)
+    except OSError as error:
+        raise OSError(f"{file} could not be written ({error}); an older file there is untouched") from None
+
+
+def _write(file, model, name, bpe):
+    """Write the new file `file`."""
+    config, char = model.config, byte_to_char()
     names = ["".join(char[b] for b in token) for token in bpe.tokens]
     kinds = [gguf.TokenType.NORMAL] * len(names) + [gguf.TokenType.CONTROL] * len(bpe.special_tokens)
-    padding = [f"[PAD{i}]" for i in range(bpe.n_vocab, config.vocab_size)]
-    aside = Path(f"{file}.partial")
-    writer = gguf.GGUFWriter(aside, "gpt2")
-    writer.add_name(tokenizer.name)
+    writer = gguf.GGUFWriter(file, "gpt2")
+    writer.add_name(valid_unicode(name))
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.emb_dim)
     writer.add_feed_forward_length(4 * config.emb_dim)
@@ -35,8 +44,8 @@ def export_gguf(folder, file):
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(names + list(bpe.special_tokens) + padding)
-    writer.add_token_types(kinds + [gguf.TokenType.UNUSED] * len(padding))
+    writer.add_token_list(names + list(bpe.special_tokens))
+    writer.add_token_types(kinds)
     writer.add_token_merges([f"{names[left]} {names[right]}" for left, right in bpe.merges])
     if END_OF_TEXT in bpe.special_tokens:
         writer.add_bos_token_id(bpe.eot_token)
@@ -49,4 +58,3 @@ def export_gguf(folder, file):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    os.replace(aside, file)

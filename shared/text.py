@@ -17,6 +17,8 @@ from shared import data
 # English contractions, a run of letters, of digits, of other signs (each with at most one leading space), white space.
 GPT2_SPLIT = r"""'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END_OF_TEXT = "<|endoftext|>"
+SPECIAL = r"<.+>|\[.+\]"  # special tokens are written like this; what else no merge makes is damage
+LONG_BLANK = 100_000  # a run of white space that tiktoken's matcher is not asked to cut
 
 
 def byte_to_char():
@@ -80,11 +82,42 @@ def learn_merges(words, times, n_merges, first_id=256):
     return merges
 
 
+def apply_merges(ids, merges):
+    """Merge neighbours in `ids` until no pair of them is in `merges`: those learned first first, and from the left.
+
+    `left` and `right` say where each token's neighbours stand; a heap finds the next merge. So a long word is no
+    slower, letter by letter, than a short one.
+    """
+    n, ids = len(ids), [*ids, None]  # None stands for the end, and for a token that was merged into its left neighbour
+    left, right = [*range(-1, n)], [*range(1, n + 1), n]
+    heap = [(merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merges]
+    heapq.heapify(heap)
+    while heap:
+        new_id, i = heapq.heappop(heap)
+        j = right[i]
+        if merges.get((ids[i], ids[j])) != new_id:  # the pair has changed since this entry was pushed
+            continue
+        ids[i], ids[j] = new_id, None
+        left[right[j]], right[i] = i, right[j]
+        for k in (left[i], i):
+            pair = ids[k], ids[right[k]]
+            if pair in merges:
+                heapq.heappush(heap, (merges[pair], k))
+    return [token for token in ids if token is not None]
+
+
+def split_special(text, special_tokens):
+    """Cut `text` at its `special_tokens`, which become parts of their own."""
+    names = "|".join(regex.escape(token) for token in sorted(special_tokens, key=len, reverse=True))
+    return regex.split(f"({names})", text) if names else [text]
+
+
 class BPETokenizer:
     """Byte-level byte-pair encoding as in GPT-2 (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
 
     `BPETokenizer().train(text, vocab_size)` learns merges; `.load(folder)` reads `vocab.bpe` and `encoder.json`, the
-    files that GPT-2 was published with, and is then equal to `tiktoken.get_encoding("gpt2")`, token by token.
+    files that GPT-2 was published with, and is then equal to `tiktoken.get_encoding("gpt2")`, token by token, for all
+    text but letters and digits so new that only one of `regex` and tiktoken knows them for such.
     """
 
     def __init__(self, merges=(), special_tokens=()):
@@ -108,14 +141,16 @@ class BPETokenizer:
     def train(self, text, vocab_size, special_tokens=(END_OF_TEXT,)):
         """Learn merges from `text`, in place, until bytes, merges and special tokens make `vocab_size` entries.
 
-        Raises ValueError for an empty text or a `vocab_size` too small for the bytes and the special tokens.
+        Nothing is learned from the names of the special tokens. Raises ValueError for an empty text or a `vocab_size`
+        too small for the bytes and the special tokens.
         """
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise ValueError(f"vocab_size is {vocab_size}; bytes and special tokens need {256 + len(special_tokens)}")
         if not text:
             raise ValueError("the training text is empty")
-        pieces = Counter(regex.findall(GPT2_SPLIT, valid_unicode(text)))
+        parts = [part for part in split_special(valid_unicode(text), special_tokens) if part not in special_tokens]
+        pieces = Counter(piece for part in parts for piece in regex.findall(GPT2_SPLIT, part))
         words = [[self.byte_ids[b] for b in piece.encode("utf-8")] for piece in pieces]
         self.__init__(learn_merges(words, list(pieces.values()), n_merges), special_tokens)
         return self
@@ -130,11 +165,8 @@ class BPETokenizer:
         for token in self.special_tokens:
             if token in text and token not in allowed:
                 raise ValueError(f"the text contains the special token {token!r}: allow it, or use encode_ordinary")
-        if not allowed:
-            return self.encode_ordinary(text)
-        names = "|".join(regex.escape(token) for token in sorted(allowed, key=len, reverse=True))
         ids = []
-        for part in regex.split(f"({names})", text):
+        for part in split_special(text, allowed):
             ids += [self.special_tokens[part]] if part in allowed else self.encode_ordinary(part)
         return ids
 
@@ -143,17 +175,8 @@ class BPETokenizer:
         ids = []
         for piece in regex.findall(GPT2_SPLIT, valid_unicode(text)):
             if piece not in self.cache:
-                self.cache[piece] = self.encode_piece([self.byte_ids[b] for b in piece.encode("utf-8")])
+                self.cache[piece] = apply_merges([self.byte_ids[b] for b in piece.encode("utf-8")], self.merges)
             ids += self.cache[piece]
-        return ids
-
-    def encode_piece(self, ids):
-        """Apply the merges to the bytes of one piece, those learned first first."""
-        while len(ids) > 1:
-            pair = min(pairwise(ids), key=lambda p: self.merges.get(p, self.n_vocab))
-            if pair not in self.merges:
-                break
-            ids = merge_pair(ids, pair, self.merges[pair])
         return ids
 
     def decode(self, ids):
@@ -168,7 +191,10 @@ class BPETokenizer:
         return b"".join(vocabulary[i] for i in ids).decode("utf-8", errors="replace")
 
     def save(self, folder):
-        """Write `vocab.bpe` and `encoder.json` into `folder`, in GPT-2's format."""
+        """Write `vocab.bpe` and `encoder.json` into `folder`, in GPT-2's format.
+
+        Raises ValueError for a special token that could not be told from others in there: see `parse_bpe`.
+        """
         write_bpe_files(self, Path(folder))
 
     def load(self, folder):
@@ -189,6 +215,9 @@ def write_bpe_files(tokenizer, folder):
     """Write GPT-2's two files: `vocab.bpe` (one merge a line) and `encoder.json` (token -> id)."""
     char = byte_to_char()
     names = ["".join(char[b] for b in token) for token in tokenizer.tokens]
+    for token in tokenizer.special_tokens:
+        if token in names or not regex.fullmatch(SPECIAL, token):
+            raise ValueError(f"the special token {token!r} must be written as <...> or [...], and be no other token")
     lines = ["#version: 0.2", *(f"{names[left]} {names[right]}" for left, right in tokenizer.merges)]
     ids = {name: i for i, name in enumerate(names)} | tokenizer.special_tokens
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,11 +233,15 @@ def read_bpe_files(merges_file, ids_file):
     for file in (merges_file, ids_file):
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist: a byte-pair encoding needs its merges and its ids")
-    try:
-        expected = json.loads(ids_file.read_text(encoding="utf-8"))
-        lines = merges_file.read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
-        raise ValueError(f"{merges_file.name} or {ids_file.name} is damaged: {error}") from None
+    return parse_bpe(read_utf8(merges_file).splitlines(), read_json(ids_file, int), merges_file, ids_file)
+
+
+def parse_bpe(lines, expected, merges_file, ids_file):
+    """(merges as pairs of ids, special tokens in the order of their ids) of the `lines` of merges, "left right".
+
+    `expected` gives each token its id. What no merge makes is a special token, written as <...> or [...]. Raises
+    ValueError, naming the file, where the two do not belong together.
+    """
     ids, merges = {char: i for i, char in enumerate(byte_to_char().values())}, []
     for number, line in enumerate(lines, start=1):
         if line.startswith("#version") or not line:
@@ -219,10 +252,35 @@ def read_bpe_files(merges_file, ids_file):
         merges.append((ids[left], ids[right]))
         ids[left + right] = len(ids)
     special_tokens = sorted(expected.keys() - ids.keys(), key=expected.get)
-    whole = all(regex.fullmatch(r"<.+>|\[.+\]", token) for token in special_tokens)  # else a merge is missing
-    if not whole or expected != ids | {token: len(ids) + i for i, token in enumerate(special_tokens)}:
-        raise ValueError(f"{ids_file} does not hold the ids that the merges in {merges_file.name} lead to")
+    for token in special_tokens:
+        if not regex.fullmatch(SPECIAL, token):
+            raise ValueError(f"{ids_file}: {token!r} is not made by {merges_file}; a special token is <...> or [...]")
+    if expected != ids | {token: len(ids) + i for i, token in enumerate(special_tokens)}:
+        raise ValueError(f"{ids_file} does not hold the ids that the merges in {merges_file} lead to")
     return merges, special_tokens
+
+
+def read_utf8(file):
+    """The text of a file in UTF-8. Raises ValueError, naming the file, where it is none."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
+def read_json(file, values=object):
+    """The object in a JSON file. Raises ValueError, naming the file, where it holds none, or other `values`."""
+    text = read_utf8(file)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: it holds a {type(found).__name__}, not an object {{...}}")
+    for key, value in found.items():
+        if not isinstance(value, values):
+            raise ValueError(f"{file} is damaged: {key!r} is {value!r:.50}, not of type {values.__name__}")
+    return found
 
 
 def valid_unicode(text):
@@ -232,6 +290,27 @@ def valid_unicode(text):
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
+
+
+def with_end_of_text(tokenizer, folder):
+    """The `tokenizer` that was read from `folder`. Raises ValueError if there is none, or none with <|endoftext|>."""
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer: it needs vocab.json and merges.txt, or tokenizer.json")
+    if END_OF_TEXT not in tokenizer.special_tokens_set:
+        raise ValueError(f"{folder}: its tokenizer has no {END_OF_TEXT}, with which documents and answers end")
+    return tokenizer
+
+
+def encode_text(tokenizer, text):
+    """Token ids of any `text`, for text from outside: the names of special tokens are ordinary characters.
+
+    As `tokenizer.encode_ordinary(text)`, half surrogate pairs included. But tiktoken's matcher fails, with an error
+    that no `except Exception` catches, at about a million blanks in a row: such a text is cut by `regex` instead.
+    """
+    text = valid_unicode(text)
+    if len(text) >= LONG_BLANK and regex.search(rf"(?<!\s)\s{{{LONG_BLANK}}}", text):
+        return tokenizer._encode_only_native_bpe(text)
+    return tokenizer.encode_ordinary(text)
 
 
 def load_tokenizer(name="gpt2"):

@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import regex
@@ -23,7 +25,19 @@ from torch.overrides import TorchFunctionMode
 from shared import data
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.runtime import scale
-from shared.text import END_OF_TEXT, GPT2_SPLIT, BPETokenizer, read_bpe_files, write_bpe_files
+from shared.text import (
+    END_OF_TEXT,
+    GPT2_SPLIT,
+    BPETokenizer,
+    apply_merges,
+    parse_bpe,
+    read_bpe_files,
+    read_json,
+    read_utf8,
+    valid_unicode,
+    with_end_of_text,
+    write_bpe_files,
+)
 
 COURSE_BASE = data.ROOT / "shared" / "course_base"
 
@@ -34,6 +48,11 @@ BLOCK_NAMES = {
     "norm1": "ln_1", "attention.qkv": "attn.c_attn", "attention.out_proj": "attn.c_proj",
     "norm2": "ln_2", "feed_forward.expand": "mlp.c_fc", "feed_forward.contract": "mlp.c_proj",
 }  # fmt: skip
+_ASIDE = ".partial-export-"  # how the folder begins in which an export is written aside
+_OTHER_TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
+_EXPORTED = (
+    "config.json", "generation_config.json", "merges.txt", "model.safetensors", "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
 # What a config.json must say, or not mention, for the model to be this architecture.
 _FIXED = {
     "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
@@ -76,9 +95,10 @@ def load_weights(config, files, others=()):
     `others` names tensors that may stand beside them. Raises ValueError naming the file, or the tensor that is missing,
     unknown or of another shape.
     """
+    stored = find_tensors(files)
+    check_sizes(stored, config, files)
     with torch.device("meta"), SkipInit():
         model = GPTModel(config)
-    stored = find_tensors(files)
     wanted = {name: published_name(name) for name, _ in model.named_parameters()}
     check_names(stored, wanted, config, others)
     tensors = {}
@@ -110,6 +130,22 @@ def find_tensors(files):
         stored |= {name: (file, tensor) for name, tensor in tensors.items()
                    if not name.endswith((".attn.bias", ".attn.masked_bias"))}  # fmt: skip
     return stored
+
+
+def check_sizes(stored, config, files):
+    """Raise ValueError unless the tensors in `stored` have the sizes of `config`: before a model of these is made."""
+    if config.n_layers > len(stored):
+        raise ValueError(f"{files[0]} is no GPT-2 of {config.n_layers} layers: it has {len(stored)} tensors")
+    for name, rows in (("wte.weight", config.vocab_size), ("wpe.weight", config.context_length)):
+        if name not in stored:
+            raise ValueError(f"{files[0]} is no GPT-2: it lacks {name}")
+        file, tensor = stored[name]
+        if tensor.dim() != 2 or list(tensor[:rows].shape) != [rows, config.emb_dim]:
+            found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            raise ValueError(f"{file}: {name} is {found}; the model has {[rows, config.emb_dim]} for it")
+    for name, (file, tensor) in stored.items():
+        if (is_transposed(name) or name == "lm_head.weight") and tensor.dim() != 2:
+            raise ValueError(f"{file}: {name} is {list(tensor.shape)}; it must be a matrix")
 
 
 def check_names(stored, wanted, config, others=()):
@@ -145,77 +181,121 @@ def load_base(path=None, size="gpt2"):
     """The model that later chapters start from: (GPTModel, tiktoken.Encoding whose name is the model's).
 
     The checkpoint folder `path`, else the one that LLM_BASE names; else at quick scale the course base, at full scale
-    GPT-2 of this `size`, or the course base where that cannot be had, with a line that says so.
+    GPT-2 of this `size`, or the course base where that cannot be had, with a line that says so. Raises ValueError or
+    FileNotFoundError, naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
     """
-    if path:
-        return load_checkpoint_dir(path)
-    if os.environ.get("LLM_BASE", "").strip():
-        return load_checkpoint_dir(data.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser())
-    if scale() == "full":
+    if not path and os.environ.get("LLM_BASE", "").strip():
+        path = data.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser()
+    if not path and scale() == "full":
         try:
             return load_gpt2(size)
         except data.DownloadError as error:
             print(f"GPT-2 is not to be had ({str(error).splitlines()[0]}): using the course base in its place")
-    return load_checkpoint_dir(COURSE_BASE)
+    folder = path or COURSE_BASE
+    model, tokenizer = load_checkpoint_dir(folder)
+    return model, with_end_of_text(tokenizer, folder)
 
 
 def load_checkpoint_dir(folder, others=()):
     """The model in a Hugging Face folder and its tokenizer: (GPTModel in eval mode, tiktoken.Encoding or None).
 
     Reads config.json, model.safetensors (or its numbered parts), and vocab.json with merges.txt (or tokenizer.json).
-    config.json decides on the vocabulary: further rows of the embedding, put there as padding, are left out.
+    Rows of the embedding (and of an untied head) beyond the tokenizer's ids, often put there to round the number up,
+    are left out: the model must not choose what no text belongs to. Without a tokenizer, config.json decides.
     `others` names tensors that belong to something else, such as a classifier, and are left alone.
     Raises FileNotFoundError or ValueError, naming the file or the tensor.
     """
     folder = Path(folder)
     config = _read_config(folder / "config.json")
+    files, tokenizer = _weight_files(folder), _read_tokenizer(folder)
+    if tokenizer is not None and tokenizer.n_vocab > config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
+    model = load_weights(config, files, others)
+    if tokenizer is not None and tokenizer.n_vocab < config.vocab_size:
+        model = load_weights(replace(config, vocab_size=tokenizer.n_vocab), files, others)
+    return model, tokenizer
+
+
+def _weight_files(folder):
+    """model.safetensors in `folder`, or its numbered parts."""
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} has no model.safetensors: weights are read from safetensors files only")
-    tokenizer = _read_tokenizer(folder)
-    if tokenizer is not None and tokenizer.n_vocab > config.vocab_size:
-        raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
-    return load_weights(config, files, others), tokenizer
+    return files
+
+
+def load_score(folder):
+    """The output layer [L, D] of the classifier in a Hugging Face folder, or None, and the names of its L labels.
+
+    Raises ValueError, naming the file, where they do not fit the model or each other.
+    """
+    folder = Path(folder)
+    settings, names = read_json(folder / "config.json"), []
+    file, score = find_tensors(_weight_files(folder)).get("score.weight", (None, None))
+    if score is None:
+        return None, names
+    if score.dim() != 2 or not len(score) or score.shape[1] != settings["n_embd"] or not score.is_floating_point():
+        found = f"{list(score.shape)} {str(score.dtype).removeprefix('torch.')}"
+        raise ValueError(f"{file}: score.weight is {found}; a classifier has [labels, {settings['n_embd']}] for it")
+    found = settings.get("id2label") or {}
+    names = [found.get(str(i), f"LABEL_{i}") if isinstance(found, dict) else None for i in range(len(score))]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder / 'config.json'}: id2label must give each number of a label its name")
+    return score, names
 
 
 def _read_tokenizer(folder):
-    """The encoding in a Hugging Face folder, by the folder's name; None where it has none."""
-    ids, merges, both = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
-    if not ids.is_file() and not both.is_file():
+    """The encoding in a Hugging Face folder, by the folder's name; None where it has none.
+
+    tokenizer.json, which newer versions of transformers write with everything in it, goes before the other files.
+    """
+    name = folder.resolve().name
+    ids, merges, added, both = (
+        folder / file for file in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json")
+    )
+    if both.is_file():
+        found = read_json(both)
+        try:
+            tokens = found["model"]["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+            lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in found["model"]["merges"]]
+            if found["pre_tokenizer"]["type"] != "ByteLevel":
+                raise ValueError(f"it cuts text by {found['pre_tokenizer']['type']}, not by GPT-2's rule")
+            return BPETokenizer(*parse_bpe(lines, tokens, "its merges", "its vocab")).to_tiktoken(name)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{both} holds no byte-pair encoding: {type(error).__name__} {error}") from None
+    if not ids.is_file():
         return None
-    with tempfile.TemporaryDirectory() as aside:
-        if not ids.is_file():  # newer versions of transformers write one file with everything
-            try:
-                found = json.loads(both.read_text(encoding="utf-8"))
-                tokens = found["model"]["vocab"] | {added["content"]: added["id"] for added in found["added_tokens"]}
-                lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in found["model"]["merges"]]
-                if found["pre_tokenizer"]["type"] != "ByteLevel":
-                    raise ValueError(f"it cuts text by {found['pre_tokenizer']['type']}, not by GPT-2's rule")
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{both} holds no byte-pair encoding: {type(error).__name__} {error}") from None
-            ids, merges = Path(aside, "vocab.json"), Path(aside, "merges.txt")
-            ids.write_text(json.dumps(tokens), encoding="utf-8")
-            merges.write_text("\n".join(lines), encoding="utf-8")
-        return BPETokenizer(*read_bpe_files(merges, ids)).to_tiktoken(folder.resolve().name)
+    if not added.is_file():
+        return BPETokenizer(*read_bpe_files(merges, ids)).to_tiktoken(name)
+    tokens = read_json(ids, int) | read_json(added, int)
+    return BPETokenizer(*parse_bpe(read_utf8(merges).splitlines(), tokens, merges, added)).to_tiktoken(name)
 
 
 def _read_config(file):
     """The GPTConfig in a config.json. Raises ValueError where that describes another architecture."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: it is no folder of a Hugging Face checkpoint")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        sizes = [found[key] for key in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not describe a GPT-2: {type(error).__name__} {error}") from None
+    found = read_json(file)
     for key, allowed in _FIXED.items():
         if found.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{file}: {key} is {found[key]!r}; this model has {allowed[0]!r}")
-    if found.get("n_inner") not in (None, 4 * found["n_embd"]):
-        raise ValueError(f"{file}: n_inner is {found['n_inner']}; this model has 4 * n_embd, {4 * found['n_embd']}")
-    tied = found.get("tie_word_embeddings", True)
-    return GPTConfig(*sizes, drop_rate=found.get("resid_pdrop", 0.1), tie_weights=tied)
+            raise ValueError(f"{file}: {key} is {found[key]!r:.60}; this model has {allowed[0]!r}")
+    sizes = {key: found.get(key) for key in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")}
+    for key, size in sizes.items():
+        if type(size) is not int or not 1 <= size < 2**31:
+            raise ValueError(f"{file} does not describe a GPT-2: {key} is {size!r:.50}; it must be a positive integer")
+    if found.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+        wanted = 4 * sizes["n_embd"]
+        raise ValueError(f"{file}: n_inner is {found['n_inner']!r:.60}; this model has 4 * n_embd, {wanted}")
+    dropout, tied = found.get("resid_pdrop", 0.1), found.get("tie_word_embeddings", True)
+    if type(dropout) not in (int, float):
+        raise ValueError(f"{file}: resid_pdrop is {dropout!r:.60}; it must be a number")
+    if type(tied) is not bool:
+        raise ValueError(f"{file}: tie_word_embeddings is {tied!r:.60}; it must be true or false")
+    try:
+        return GPTConfig(*sizes.values(), drop_rate=dropout, tie_weights=tied)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def export_checkpoint(model, tokenizer, folder, chat_template=None, *, tensors=None, config=None):
@@ -223,34 +303,41 @@ def export_checkpoint(model, tokenizer, folder, chat_template=None, *, tensors=N
 
     The numbers keep their dtype. `chat_template` (Jinja) goes into tokenizer_config.json. For a model with another
     head, `tensors` take the place of `published_tensors(model)`, and `config` is added to config.json. All files are
-    written aside first and then renamed one by one: each is at every moment whole, the old one or the new one.
+    written aside first and then renamed one by one: each is at every moment whole, the old one or the new one. A file
+    that is a link is replaced too; what the link leads to stays as it is.
     Raises OSError where the folder cannot be written, ValueError for a tokenizer that is not of GPT-2's kind.
     """
-    folder = Path(folder)
-    eos, aside = None, folder / ".partial"
+    folder, bpe, eos, moved = Path(folder), tokenizer and from_tiktoken(tokenizer), None, []
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        tensors = published_tensors(model) if tensors is None else tensors
-        save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
-        if tokenizer is not None:
-            bpe = from_tiktoken(tokenizer)
-            eos = bpe.special_tokens.get(END_OF_TEXT)
-            write_bpe_files(bpe, aside)
-            os.replace(aside / "vocab.bpe", aside / "merges.txt")
-            os.replace(aside / "encoder.json", aside / "vocab.json")
-            _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
-        ids = {"bos_token_id": eos, "eos_token_id": eos}
-        _write_json(aside / "config.json", _config_json(model) | ids | (config or {}))
-        _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
-        shutil.copymode(aside / "config.json", aside / "model.safetensors")  # which was made for its owner's eyes only
-        for file in sorted(aside.iterdir()):
-            os.replace(file, folder / file.name)
-        for stale in ("tokenizer.json", "chat_template.jinja") if tokenizer else ():  # transformers would prefer these
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _EXPORTED:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(f"{name} is a folder there")
+        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
+            aside = Path(aside)
+            tensors = published_tensors(model) if tensors is None else tensors
+            save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+            if bpe:
+                eos = bpe.special_tokens.get(END_OF_TEXT)
+                write_bpe_files(bpe, aside)
+                os.replace(aside / "vocab.bpe", aside / "merges.txt")
+                os.replace(aside / "encoder.json", aside / "vocab.json")
+                _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
+            ids = {"bos_token_id": eos, "eos_token_id": eos}
+            _write_json(aside / "config.json", _config_json(model) | ids | (config or {}))
+            _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
+            shutil.copymode(aside / "config.json", aside / "model.safetensors")  # made for its owner's eyes only
+            for file in sorted(aside.iterdir(), key=lambda file: (file.name != "model.safetensors", file)):
+                os.replace(file, folder / file.name)
+                moved.append(file.name)
+        for stale in _OTHER_TOKENIZER_FILES if bpe else ():  # transformers would prefer these
             (folder / stale).unlink(missing_ok=True)
+        for left in folder.glob(f"{_ASIDE}*"):  # by an export that was killed
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{folder} could not be written ({error}); an older checkpoint there is untouched") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        state = f"only {', '.join(moved)} is new there" if moved else "an older checkpoint there is untouched"
+        raise OSError(f"{folder} could not be written ({error}); {state}") from None
 
 
 def published_tensors(model):
@@ -302,7 +389,7 @@ def from_tiktoken(encoding):
     tokens = sorted(encoding._mergeable_ranks, key=encoding._mergeable_ranks.get)
     kept = tokens[:256] == bpe.tokens
     for token in tokens[256:] if kept else []:
-        parts = bpe.encode_piece([bpe.byte_ids[b] for b in token])
+        parts = apply_merges([bpe.byte_ids[b] for b in token], bpe.merges)
         if len(parts) != 2:
             kept = False
             break
@@ -318,7 +405,7 @@ def from_tiktoken(encoding):
 
 
 def _write_json(file, content):
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(valid_unicode(json.dumps(content, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
 
 
 def main(argv=None):
@@ -327,6 +414,7 @@ def main(argv=None):
     parser.add_argument("folder", metavar="DIR", help="a checkpoint in Hugging Face's layout")
     parser.add_argument("--gguf", metavar="FILE", help="write it as this GGUF file, for llama.cpp or Ollama")
     args = parser.parse_args(argv)
+    sys.stdout.reconfigure(errors="replace")  # a folder's name may be no text
     try:
         model, tokenizer = load_checkpoint_dir(args.folder)
         print(f"{args.folder}: {count_parameters(model):,} parameters, {model.config}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from shared import data, weights
+from shared.classification import SpamClassifier
+from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.text import BPETokenizer
 from shared.training import make_optimizer, next_token_loss, training_step
@@ -279,8 +282,8 @@ def test_random_numbers_are_left_alone(folder):
 # --- what can be wrong -----------------------------------------------------------------------------------------------
 
 
-def test_padded_vocabulary(folder):
-    """config.json decides: rows beyond its vocab_size are cut off; rows that it counts are kept."""
+def test_padded_vocabulary(folder, tmp_path):
+    """Rows beyond the tokenizer's ids, or beyond config.json's vocab_size where there is no tokenizer, are cut off."""
     pad = torch.full((40, 48), 7.0)
     rewrite(folder, lambda t: t | {"transformer.wte.weight": torch.cat([t["transformer.wte.weight"], pad])})
     model, tokenizer = load_checkpoint_dir(folder)
@@ -288,13 +291,37 @@ def test_padded_vocabulary(folder):
     assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
     edit(folder, vocab_size=640)
     model, tokenizer = load_checkpoint_dir(folder)
-    assert model(TOKENS).shape[-1] == 640 and tokenizer.n_vocab == 600
+    assert model.config == make().config and tokenizer.n_vocab == 600
+    assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
+    (folder / "vocab.json").rename(folder / "aside.json")
+    assert load_checkpoint_dir(folder)[0](TOKENS).shape[-1] == 640
+    (folder / "aside.json").rename(folder / "vocab.json")
     edit(folder, vocab_size=641)
     with pytest.raises(ValueError, match=r"wte.weight is \[640, 48\] float32; the model has \[641, 48\]"):
         load_checkpoint_dir(folder)
     edit(folder, vocab_size=599)
     with pytest.raises(ValueError, match="the tokenizer has 600 tokens, the model 599"):
         load_checkpoint_dir(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_token_without_a_text_is_never_chosen(tmp_path, bpe, tied):
+    """Vocabularies are often rounded up to a multiple of 64; here the added ids would win every choice."""
+    transformers = pytest.importorskip("transformers")
+    model = make(replace(CONFIG, vocab_size=640, tie_weights=tied))
+    with torch.no_grad():
+        model.head.weight[600:] = 50 * model.hidden(TOKENS)[0, -1]
+    assert generate(model, TOKENS[:1], 5)[0, -5:].min() >= 600
+    export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path / "padded")
+    loaded, tokenizer = load_checkpoint_dir(tmp_path / "padded")
+    assert_close(loaded(TOKENS), model(TOKENS)[..., :600], rtol=0, atol=1e-5)
+    assert (loaded.head.weight is loaded.token_embedding.weight) == tied
+    tokens = generate(loaded, TOKENS[:1], 12)
+    assert tokens.max() < 600 and tokenizer.decode(tokens[0].tolist())
+    export_checkpoint(loaded, tokenizer, tmp_path / "cut")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    assert_close(theirs(TOKENS).logits, loaded(TOKENS), rtol=0, atol=1e-5)
+    assert theirs.config.vocab_size == len(transformers.AutoTokenizer.from_pretrained(tmp_path / "cut")) == 600
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -323,10 +350,14 @@ def test_padded_head(tmp_path, tied):
     (lambda t: t | {"transformer.h.0.mlp.c_fc.weight": t["transformer.h.0.mlp.c_fc.weight"].T.contiguous()},
      r"h.0.mlp.c_fc.weight is \[48, 192\] float32; the model has \[192, 48\]"),
     (lambda t: t | {"transformer.wpe.weight": torch.zeros(31, 48)}, r"wpe.weight is \[31, 48\]"),
-    (lambda t: t | {"transformer.wte.weight": torch.zeros(600 * 48)}, r"wte.weight is \[600\] float32"),
+    (lambda t: t | {"transformer.wte.weight": torch.zeros(600 * 48)}, r"wte.weight is \[28800\] float32"),
+    (lambda t: t | {"transformer.wte.weight": torch.zeros(())}, r"wte.weight is \[\] float32"),
+    (lambda t: t | {"lm_head.weight": torch.zeros(())}, r"lm_head.weight is \[\]; it must be a matrix"),
+    (lambda t: t | {"transformer.h.1.mlp.c_fc.weight": torch.zeros(3, 4, 5)}, r"c_fc.weight is \[3, 4, 5\]; it must"),
     (lambda t: t | {"transformer.ln_f.bias": torch.zeros(48, dtype=torch.int64)}, r"ln_f.bias is \[48\] int64"),
-    (lambda t: {"a": torch.zeros(1)}, "it lacks h.0.attn"),
-    (lambda t: {}, "it lacks h.0.attn"),
+    (lambda t: {n: x for n, x in t.items() if "wpe" not in n}, "model.safetensors is no GPT-2: it lacks wpe.weight"),
+    (lambda t: {"a": torch.zeros(1)}, "model.safetensors is no GPT-2 of 2 layers: it has 1 tensors"),
+    (lambda t: {}, "model.safetensors is no GPT-2 of 2 layers: it has 0 tensors"),
 ])  # fmt: skip
 def test_wrong_names_and_shapes_are_named(folder, change, message):
     rewrite(folder, change)
@@ -351,13 +382,140 @@ def test_truncated_file(folder, left):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"model_type": "llama"}, "model_type is 'llama'"), ({"activation_function": "relu"}, "activation_function is"),
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),
-    ({"n_inner": 100}, "n_inner is 100"), ({"n_embd": None}, "does not describe a GPT-2: KeyError 'n_embd'"),
-    ({"n_head": 5}, "divisible"),
+    ({"n_inner": 100}, "n_inner is 100"), ({"n_embd": None}, "does not describe a GPT-2: n_embd is None"),
+    ({"n_head": 5}, "config.json: .*divisible"), ({"n_head": 10**9}, "config.json: .*divisible"),
+    ({"n_layer": 10**9}, "no GPT-2 of 1000000000 layers: it has 28 tensors"),
+    ({"n_layer": 3}, r"no GPT-2 of 3 layers: it lacks h.2.attn.c_attn.bias"), ({"n_layer": 1}, "has unknown h.1.attn"),
+    ({"n_positions": 10**9}, r"safetensors: wpe.weight is \[32, 48\] float32; the model has \[1000000000, 48\] for it"),
+    ({"vocab_size": 2**31 - 1}, r"safetensors: wte.weight is \[600, 48\] float32; the model has \[2147483647, 48\]"),
+    ({"n_embd": 2**31 - 4}, r"safetensors: wte.weight is \[600, 48\] float32; the model has \[600, 2147483644\]"),
+    ({"resid_pdrop": "0.1"}, "config.json: resid_pdrop is '0.1'"), ({"resid_pdrop": 2}, "config.json: drop_rate is 2"),
+    ({"resid_pdrop": float("nan")}, "config.json: drop_rate is nan"), ({"resid_pdrop": []}, r"resid_pdrop is \[\]"),
+    ({"tie_word_embeddings": "no"}, "config.json: tie_word_embeddings is 'no'"),
 ])  # fmt: skip
 def test_other_architectures_are_refused(folder, changes, message):
     edit(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load_checkpoint_dir(folder)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer"])
+@pytest.mark.parametrize("size", [None, "12", 2.0, True, -1, 0, 10**30, [2], {"a": 2}])
+def test_sizes_that_are_none(folder, key, size, monkeypatch):
+    """They are refused before a model is made."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {key: size}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr(weights, "GPTModel", None)
+    with pytest.raises(ValueError, match=rf"my_gpt.config.json does not describe a GPT-2: {key} is .*positive integer"):
+        load_checkpoint_dir(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "tokenizer.json", "added_tokens.json"])
+@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b'"a"', b"", b"{", b"\xff\xfe{\x00}\x00", b"[" * 100_000,
+                                     b'{"a":' * 100_000, b'{"a": "b"}', b'{"a": null}'])  # fmt: skip
+def test_json_files_that_hold_something_else(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name) as caught:
+        load_checkpoint_dir(folder)
+    assert str(folder) in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("change", [
+    {"model": []}, {"model": {"vocab": [], "merges": []}}, {"model": {"vocab": {"a": "b"}, "merges": ["a b"]}},
+    {"added_tokens": {"<a>": 600}}, {"added_tokens": [3]}, {"added_tokens": [{"id": [], "content": "<a>"}]},
+    {"added_tokens": [{"id": None, "content": "<|endoftext|>"}]}, {"pre_tokenizer": None},
+    {"model": {"vocab": {}, "merges": [3]}}, {"model": {"vocab": {}, "merges": [["a", 3]]}},
+])  # fmt: skip
+def test_tokenizer_json_of_another_form(folder, change):
+    whole = {"model": {"vocab": json.loads((folder / "vocab.json").read_text()), "merges": []}, "added_tokens": [],
+             "pre_tokenizer": {"type": "ByteLevel"}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole | change), encoding="utf-8")
+    with pytest.raises(ValueError, match="tokenizer.json holds no byte-pair encoding"):
+        load_checkpoint_dir(folder)
+
+
+def test_files_with_a_byte_order_mark(folder):
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    model, tokenizer = load_checkpoint_dir(folder)
+    assert tokenizer.decode(tokenizer.encode("It's naïve")) == "It's naïve" and tokenizer.n_vocab == 600
+    (folder / "merges.txt").write_bytes(b"\xe9 \xe9\n")
+    with pytest.raises(ValueError, match="my_gpt.merges.txt is damaged: 'utf-8' codec"):
+        load_checkpoint_dir(folder)
+
+
+def test_added_tokens(folder):
+    """Tokens that were added after training, as transformers 4 keeps them, belong to the vocabulary."""
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    added = {"<|endoftext|>": ids.pop("<|endoftext|>"), "<pad>": 600}
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    pad = torch.full((40, 48), 7.0)
+    rewrite(folder, lambda t: t | {"transformer.wte.weight": torch.cat([t["transformer.wte.weight"], pad])})
+    edit(folder, vocab_size=640)
+    model, tokenizer = load_checkpoint_dir(folder)
+    assert tokenizer.encode("a<pad>", allowed_special="all")[1:] == [600] and tokenizer.eot_token == 599
+    assert model.config.vocab_size == 601
+    export_checkpoint(model, tokenizer, folder)
+    again = load_checkpoint_dir(folder)
+    assert again[0].config.vocab_size == 601 and again[1]._special_tokens == tokenizer._special_tokens
+    (folder / "added_tokens.json").write_text('{"<pad>": 700}', encoding="utf-8")
+    with pytest.raises(ValueError, match="added_tokens.json does not hold the ids"):
+        load_checkpoint_dir(folder)
+
+
+def test_damaged_headers(tmp_path):
+    """Whatever bit of a header is flipped: the file is named, or what was hit carries no meaning."""
+    export_checkpoint(make(GPTConfig(260, 4, 4, 1, 1)), None, tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole, loaded = file.read_bytes(), 0
+    length = int.from_bytes(whole[:8], "little")
+    for place in [*range(8), *range(8, 8 + length, 3)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        try:
+            load_checkpoint_dir(tmp_path)
+            loaded += 1
+        except ValueError as error:
+            assert str(file) in str(error), place
+    assert loaded < 20  # in "__metadata__", or a blank
+
+
+@pytest.fixture
+def spam(tmp_path, bpe):
+    SpamClassifier(make(), bpe.to_tiktoken("x")).save(tmp_path / "spam")
+    return tmp_path / "spam"
+
+
+@pytest.mark.parametrize("score", [torch.zeros(2, 47), torch.zeros(2, 1), torch.zeros(48), torch.zeros(()),
+                                   torch.zeros(0, 48), torch.zeros(2, 48, 1), torch.zeros(2, 48, dtype=torch.int64)])
+def test_an_output_layer_of_another_shape(spam, score):
+    rewrite(spam, lambda tensors: tensors | {"score.weight": score})
+    found = re.escape(f"{list(score.shape)} {str(score.dtype).removeprefix('torch.')}")
+    with pytest.raises(ValueError, match=rf"spam.model.safetensors: score.weight is {found}; a classifier has .labels"):
+        SpamClassifier.load(spam)
+
+
+@pytest.mark.parametrize("names", [["ham", "spam"], "ham", 3, {"0": "ham", "1": None}, {"0": 1, "1": 2}, {"1": ["a"]}])
+def test_labels_that_are_no_names(spam, names):
+    edit(spam, id2label=names)
+    with pytest.raises(ValueError, match="spam.config.json: id2label must give each number of a label its name"):
+        SpamClassifier.load(spam)
+
+
+def test_a_classifier_in_several_files_and_one_whose_tokenizer_ends_nothing(spam, bpe):
+    whole = load_file(spam / "model.safetensors")
+    for i, names in enumerate((list(whole)[:5], list(whole)[5:]), 1):
+        save_file({name: whole[name] for name in names}, spam / f"model-0000{i}-of-00002.safetensors")
+    (spam / "model.safetensors").unlink()
+    assert torch.equal(SpamClassifier.load(spam).head.weight, whole["score.weight"])
+    bare = BPETokenizer(list(bpe.merges), ["<pad>"])
+    bare.save(spam)
+    (spam / "vocab.bpe").replace(spam / "merges.txt")
+    (spam / "encoder.json").replace(spam / "vocab.json")
+    with pytest.raises(ValueError, match="spam: its tokenizer has no <.endoftext.>"):
+        SpamClassifier.load(spam)
 
 
 def test_missing_and_damaged_files(folder):
@@ -375,7 +533,7 @@ def test_missing_and_damaged_files(folder):
     with pytest.raises(ValueError, match="cuts text by Metaspace, not by GPT-2's rule"):
         load_checkpoint_dir(folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="config.json does not describe a GPT-2"):
+    with pytest.raises(ValueError, match="config.json is damaged: Expecting property name"):
         load_checkpoint_dir(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     edit_free = {"vocab_size": 600, "n_positions": 32, "n_embd": 48, "n_head": 4, "n_layer": 2}
@@ -394,6 +552,87 @@ def test_full_disk_leaves_the_old_checkpoint(folder, bpe, monkeypatch):
     with pytest.raises(OSError, match="could not be written .*No space left.* older checkpoint there is untouched"):
         export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [".partial", ".partial-export-mine"])
+def test_export_takes_nothing_out_of_a_linked_folder(tmp_path, folder, bpe, name):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for file in ("thesis.txt", "model.safetensors", "vocab.bpe"):
+        (mine / file).write_text("years of work", encoding="utf-8")
+    os.symlink(mine, folder / name)
+    before = sorted(os.listdir(folder))
+    export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+    assert {file.name: file.read_text() for file in mine.iterdir()} == dict.fromkeys(
+        ("thesis.txt", "model.safetensors", "vocab.bpe"), "years of work")  # fmt: skip
+    assert sorted(os.listdir(folder)) == before
+    assert_close(load_checkpoint_dir(folder)[0](TOKENS), make(seed=2)(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_export_over_links_leaves_what_they_lead_to(tmp_path, folder, bpe):
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).rename(tmp_path / name)
+        os.symlink(tmp_path / name, folder / name)
+    before = {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    export_checkpoint(make(replace(CONFIG, n_layers=1)), bpe.to_tiktoken("x"), folder)
+    assert not any(file.is_symlink() for file in folder.iterdir())
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert load_checkpoint_dir(folder)[0].config.n_layers == 1
+
+
+def test_what_a_killed_export_left_is_taken_away(folder, bpe):
+    before = sorted(os.listdir(folder))
+    left = folder / f"{weights._ASIDE}abcd1234"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    export_checkpoint(make(), bpe.to_tiktoken("x"), folder)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_export_where_a_folder_has_the_name_of_a_file(folder, bpe):
+    (folder / "vocab.json").unlink()
+    (folder / "vocab.json").mkdir()
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(OSError, match="my_gpt could not be written .vocab.json is a folder there.*untouched"):
+        export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+    assert (folder / "model.safetensors").read_bytes() == before and (folder / "vocab.json").is_dir()
+
+
+def test_an_error_between_the_renames_is_not_called_harmless(folder, bpe, monkeypatch):
+    real = os.replace
+
+    def replace_but_one(source, target):
+        if Path(target) == folder / "config.json":
+            raise PermissionError(13, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(weights.os, "replace", replace_but_one)
+    with pytest.raises(OSError, match="Permission denied.*only model.safetensors is new there"):
+        export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+
+
+def test_names_that_no_utf8_can_hold(tmp_path, bpe, capsys):
+    config = {"id2label": {"0": "half \ud83d"}}
+    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path, chat_template="\udc00", config=config)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["id2label"]["0"] == "half \ufffd"
+    assert load_checkpoint_dir(tmp_path)[1].n_vocab == 600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_a_folder_with_a_latin1_name_is_refused(tmp_path, bpe, capsys):
+    """safetensors opens no such path."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    export_checkpoint(make(), bpe.to_tiktoken("x"), folder)
+    assert weights.main([folder]) == 1
+    assert "caf?/model.safetensors" in (out := capsys.readouterr().out) and "not valid UTF-8" in out
+
+
+def test_an_unsuitable_tokenizer_leaves_nothing(tmp_path, bpe):
+    foreign = tiktoken.Encoding("foreign", pat_str=bpe.to_tiktoken("x")._pat_str, special_tokens={"PAD": 599},
+                                mergeable_ranks={token: i for i, token in enumerate(bpe.tokens)})  # fmt: skip
+    with pytest.raises(ValueError, match="special token 'PAD' must be written as <...> or"):
+        export_checkpoint(make(), foreign, tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*")) and not list((tmp_path / "new").glob(".*"))
 
 
 def test_export_into_a_place_that_is_a_file(tmp_path):
@@ -459,6 +698,19 @@ def test_load_base(tiny_gpt2, folder, tmp_path, monkeypatch, capsys):
         load_base()
 
 
+def test_load_base_refuses_a_model_that_no_lesson_can_use(folder, bpe, tmp_path, monkeypatch):
+    export_checkpoint(make(), None, tmp_path / "mute")
+    bare = BPETokenizer(list(bpe.merges), ["<pad>"])
+    export_checkpoint(make(), bare.to_tiktoken("x"), tmp_path / "endless")
+    for name, message in (("mute", "mute has no tokenizer: it needs"), ("endless", "endless: its tokenizer has no <")):
+        assert load_checkpoint_dir(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            load_base(tmp_path / name)
+        monkeypatch.setenv("LLM_BASE", str(tmp_path / name))
+        with pytest.raises(ValueError, match=message):
+            load_base()
+
+
 @pytest.mark.parametrize(("scale", "asked"), [("quick", []), ("full", ["gpt2-medium"])])
 def test_load_base_of_a_size(scale, asked, monkeypatch):
     """The size is for full scale: lesson 5.1 asks for GPT-2 medium."""
@@ -513,6 +765,30 @@ def test_gguf_reads_back_equal(tmp_path, bpe, tied, capsys):
     assert len(names) == 600 and names[-1] == "<|endoftext|>"
     assert len(reader.fields["tokenizer.ggml.merges"].contents()) == len(bpe.merges)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_gguf_leaves_links_and_older_files(tmp_path, folder, capsys, monkeypatch):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    from shared import gguf_export
+
+    (tmp_path / "mine").write_text("years of work", encoding="utf-8")
+    for name in ("my.gguf", "my.gguf.partial"):
+        os.symlink(tmp_path / "mine", tmp_path / name)
+    before = sorted(os.listdir(tmp_path))
+    assert weights.main([str(folder), "--gguf", str(tmp_path / "my.gguf")]) == 0
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "years of work"
+    assert not (tmp_path / "my.gguf").is_symlink() and sorted(os.listdir(tmp_path)) == before
+    whole = (tmp_path / "my.gguf").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf_export.gguf.GGUFWriter, "write_tensors_to_file", full)
+    assert weights.main([str(folder), "--gguf", str(tmp_path / "my.gguf")]) == 1
+    assert "my.gguf could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
+    assert (tmp_path / "my.gguf").read_bytes() == whole and sorted(os.listdir(tmp_path)) == before
+    assert weights.main([str(folder), "--gguf", str(tmp_path / "no/such/folder/my.gguf")]) == 1
+    assert "my.gguf could not be written" in capsys.readouterr().out
 
 
 def test_command_line_says_what_is_wrong(tmp_path, capsys):

@@ -10,8 +10,11 @@ MUTATIONS = [
              replace="if False:"),
     Mutation("counts of the old neighbours are not corrected", find="counts[p] -= times[w]", replace="counts[p] -= 0"),
     Mutation("GPT-2's split without the space before a word", find=r"| ?\p{L}+|", replace=r"|\p{L}+|"),
-    Mutation("the merge learned last goes first", find="pair = min(pairwise(ids), key=lambda p: self.merges.get(p, "
-             "self.n_vocab))", replace="pair = max(pairwise(ids), key=lambda p: self.merges.get(p, -1))"),
+    Mutation("the merge learned last goes first", find="new_id, i = heapq.heappop(heap)",
+             replace="new_id, i = heap.pop(heap.index(max(heap)))"),
+    Mutation("merges of what has changed are applied", find="if merges.get((ids[i], ids[j])) != new_id:",
+             replace="if ids[i] is None or ids[j] is None:"),
+    Mutation("the training learns from special tokens", find=" if part not in special_tokens]", replace="]"),
     Mutation("broken halves of characters are dropped", find='.decode("utf-16", errors="replace")',
              replace='.decode("utf-16", errors="ignore")'),
     Mutation("special tokens need no permission", find="if token in text and token not in allowed:",
