@@ -27,8 +27,8 @@ from shared.text import END_OF_TEXT
 from shared.weights import export_checkpoint, load_checkpoint_dir, published_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
-LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
-TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
+_LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
+_TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
 
 
 def parse_messages(text, labels=LABELS):
@@ -336,9 +336,9 @@ def _read_table(text):
     for delimiter in ",;\t":
         names = [name.lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
         label, column = ([names.index(name) for name in usual if name in names]
-                         for usual in (LABEL_COLUMNS, TEXT_COLUMNS))  # fmt: skip
+                         for usual in (_LABEL_COLUMNS, _TEXT_COLUMNS))  # fmt: skip
         if label and not column and len(names) > 1:
-            raise ValueError(f"line 1 names no column of texts ({', '.join(TEXT_COLUMNS)}): {first[:60]!r}")
+            raise ValueError(f"line 1 names no column of texts ({', '.join(_TEXT_COLUMNS)}): {first[:60]!r}")
         if column and names == [name.strip() for name in names]:
             break
     else:
