@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -337,10 +338,10 @@ def _read_table(text):
         names = [name.lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
         label, column = ([names.index(name) for name in usual if name in names]
                          for usual in (_LABEL_COLUMNS, _TEXT_COLUMNS))  # fmt: skip
-        if label and not column and len(names) > 1:
-            raise ValueError(f"line 1 names no column of texts ({', '.join(_TEXT_COLUMNS)}): {first[:60]!r}")
         if column and names == [name.strip() for name in names]:
             break
+        if label and len(names) > 1 and not re.search(r"\s", "".join(names)):
+            raise ValueError(f"line 1 names no column of texts ({', '.join(_TEXT_COLUMNS)}): {first[:60]!r}")
     else:
         return None
     reader, messages = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []

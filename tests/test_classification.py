@@ -651,8 +651,9 @@ def test_a_table_is_read_by_the_names_of_its_columns(typed, classifier, table, g
     assert ("1 rows have a label" in said) == (None in given)
 
 
-def test_what_only_looks_like_a_table_is_read_by_lines(typed):
-    texts = ["text, call or write", "ham,hello", '"quoted"', "", "label"]
+@pytest.mark.parametrize("first", ["text, call or write", "class, tomorrow at 8", "ham,hello", '"quoted"', "label", ""])
+def test_what_only_looks_like_a_table_is_read_by_lines(typed, first):
+    texts = [first, "label,text", "a\tb"]
     status, out, said = typed("\n".join(texts))
     assert [line.split("\t", 2)[2] for line in out.splitlines()] == texts and (status, said) == (0, "")
 
