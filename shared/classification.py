@@ -4,7 +4,7 @@
     train_classifier(classifier, train_messages, validation_messages)
     labels, probabilities = classifier.predict(["WIN a prize now", "see you at 8"])
     classifier.save("spam_model")                                  # AutoModelForSequenceClassification loads it
-    python -m shared.classification spam_model < messages.txt
+    python -m shared.classification spam_model < messages.txt      # one a line; or a CSV file with a line of headings
 
 A message is a pair (label, text). Shapes: B messages, T tokens, D width, L labels, N messages in all.
 """
@@ -12,6 +12,7 @@ A message is a pair (label, text). Shapes: B messages, T tokens, D width, L labe
 import argparse
 import csv
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from shared.text import END_OF_TEXT, with_end_of_text
 from shared.weights import export_checkpoint, load_checkpoint_dir, load_score, published_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
+_LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
+_TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
 
 
 def parse_messages(text, labels=LABELS):
@@ -319,22 +322,73 @@ def train_classifier(classifier, messages, val_messages=None, *, batch_size=16, 
     return training.train(classifier, loader_of(messages), val_loader, loss_fn=loss_fn, seed=seed, **settings)
 
 
+def _read_table(text):
+    """[(label or "", message), ...] of a CSV text whose first line names its columns; None for a text that is no table.
+
+    Raises ValueError, naming the line, for a row with other columns than the first or with a wrong quote.
+    """
+    first = text.partition("\n")[0][:1000]
+    for delimiter in ",;\t":
+        names = [name.lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        label, column = ([names.index(name) for name in usual if name in names]
+                         for usual in (_LABEL_COLUMNS, _TEXT_COLUMNS))  # fmt: skip
+        if column and names == [name.strip() for name in names]:
+            break
+        if label and len(names) > 1 and not re.search(r"\s", "".join(names)):
+            raise ValueError(f"line 1 names no column of texts ({', '.join(_TEXT_COLUMNS)}): {first[:60]!r}")
+    else:
+        return None
+    reader, messages = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []
+    try:
+        for row in filter(None, reader):
+            if len(row) != len(names):
+                raise ValueError(f"line {reader.line_num}: {len(row)} columns, where line 1 names {len(names)}; "
+                                 f"a text with {delimiter!r} in it must stand in quotes")
+            messages.append((row[label[0]] if label else "", " ".join(row[column[0]].split())))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    return messages[1:]
+
+
+def _how_many_right(given, called, labels):
+    """One line: how many of the labels that were `given` are those that the messages are `called` by."""
+    given, called = ([label.strip().lower() for label in column] for column in (given, called))
+    counts = {label: (sum(g == c == label.lower() for g, c in zip(given, called, strict=True)),
+                      given.count(label.lower())) for label in labels}  # fmt: skip
+    right, n = map(sum, zip(*counts.values(), strict=True))
+    others = f"; {len(given) - n} rows have a label that the model does not know" if n < len(given) else ""
+    return f"right: {right} of {n} ({', '.join(f'{label} {k} of {m}' for label, (k, m) in counts.items())}){others}"
+
+
 def main(argv=None):
-    """`python -m shared.classification`: label the lines that come in, one message a line."""
+    """`python -m shared.classification`: label the messages that come in: one a line, or one a row of a CSV text.
+
+    The first line of a CSV text must name its columns (such as label,text). Where it has labels, the last line, on
+    standard error, says how many were right.
+    """
     parser = argparse.ArgumentParser(prog="python -m shared.classification", description=main.__doc__)
     parser.add_argument("model", metavar="MODEL", help="a folder that SpamClassifier.save wrote")
     parser.add_argument("--threshold", type=float, default=0.5, help="call it by the last label from here on")
     args = parser.parse_args(argv)
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    sys.stdout.reconfigure(errors="replace")
     try:
         classifier = SpamClassifier.load(args.model)
+        text = sys.stdin.read()
+        table = _read_table(text)
+        lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+        given, texts = zip(*table, strict=True) if table else ((), lines)
+        if table == [] or not text.strip():
+            raise ValueError("there is no message")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-    sys.stdout.reconfigure(errors="replace")
-    texts = [line.rstrip("\r\n") for line in sys.stdin]
+    called = []
     for text, scores in zip(texts, classifier.predict(texts)[1][:, -1].tolist(), strict=True):
-        print(f"{classifier.labels[-1 if scores >= args.threshold else 0]}\t{scores:.4f}\t{text}")
+        called.append(classifier.labels[-1 if scores >= args.threshold else 0])
+        print(f"{called[-1]}\t{scores:.4f}\t{text}")
+    if any(given):
+        print(_how_many_right(given, called, classifier.labels), file=sys.stderr)
     return 0
 
 

@@ -18,9 +18,10 @@ A mutation replaces `find` in the one code cell that has it (once; or `count` ti
 only at cells that contain `cell_contains`. From that cell on the lesson is run again: some cell must raise. NameError,
 SyntaxError and ImportError do not count, for they show only that the mutated text is no program.
 
-A wrong answer is put in place of an exercise's stub (a function or class whose body raises NotImplementedError): one of
-the cells from there to the solution must raise an AssertionError or a ValueError. With the untouched stub those cells
-must print "not attempted yet", and with the solution (`NAME_solution`) in the stub's place they must pass.
+A wrong answer is put in place of an exercise's stub (a function whose body raises NotImplementedError): of the cells
+from there to the solution one must print "not yet: " and a reason, and none may raise, for no learner is helped by a
+traceback. The same is asked of answers that return nothing, raise a TypeError or return a text. With the untouched stub
+those cells must print "not attempted yet", and with the solution (`NAME_solution`) in its place neither.
 
 A lesson that trains for long may say how it is made smaller for this, since nbval has run it as it is:
 
@@ -62,6 +63,12 @@ from tools import notebooks
 
 ROOT = notebooks.ROOT
 NOT_ATTEMPTED = "not attempted yet"
+NOT_YET = re.compile(r"^not yet: .*\S.*$", re.MULTILINE)
+ANY_EXERCISE = {  # wrong answers to every exercise
+    "returns nothing": "def {}(*inputs):\n    pass",
+    "raises TypeError": "def {}(*inputs):\n    raise TypeError('these cannot be added')",
+    "returns a text": "def {}(*inputs):\n    return 'a text'",
+}
 BROKEN_PROGRAM = (NameError, SyntaxError, ImportError)
 PRELOADED = ("torch", "torch._dynamo", "matplotlib.pyplot")  # the second is what an optimizer imports when first made
 
@@ -226,14 +233,22 @@ def first_to_raise(lesson, numbers, changed):
     return {"outcome": "nothing raised"}
 
 
+def refuses(lesson, name, numbers, answer):
+    """Put a wrong answer in the stub's place and run the cells from there to the solution: one must say why not."""
+    result = first_to_raise(lesson, numbers, {numbers[0]: with_answer(lesson.cells[numbers[0]], name, answer)})
+    if result["outcome"] == "nothing raised":
+        said = [(i, match[0]) for i in numbers if (match := NOT_YET.search(lesson.printed[i]))]
+        return {"outcome": "refused", "cell": said[0][0], "message": said[0][1]} if said else {"outcome": "accepted"}
+    return result
+
+
 def accepts_solution(lesson, name, numbers):
     """Put the solution in the stub's place and run the cells from there to the solution again."""
     if not hasattr(lesson.module, f"{name}_solution"):
         return {"outcome": "no solution", "message": f"no cell defines {name}_solution"}
-    changed = {numbers[0]: with_answer(lesson.cells[numbers[0]], name, f"{name} = {name}_solution")}
-    result = first_to_raise(lesson, numbers, changed)
+    result = refuses(lesson, name, numbers, f"{name} = {name}_solution")
     silent = [i for i in numbers if says_not_attempted(lesson, i)]
-    if result["outcome"] == "nothing raised" and silent:
+    if result["outcome"] == "accepted" and silent:
         return {"outcome": "not seen", "cell": silent[0], "message": f"says {NOT_ATTEMPTED!r} of the solution"}
     return result
 
@@ -279,11 +294,13 @@ def run_lesson(path, mutations, answers, changes, left_out):
         for mutation, changed in touched.get(i, []):
             result = in_a_fork(mutation.seconds, first_to_raise, lesson, rest, changed)
             rows.append(row("mutation", mutation.name, result["outcome"] == "raised", result))
-        for name in (name for name, at in stubs.items() if at == i and name in answers):
-            changed = {i: with_answer(cells[i], name, answers[name])}
-            result = in_a_fork(60, first_to_raise, lesson, checks[name], changed)
-            good = result["outcome"] == "raised" and result["error"] in ("AssertionError", "ValueError")
-            rows.append(row("wrong answer", name, good, result))
+        for name in (name for name, at in stubs.items() if at == i):
+            wrong = {title: answer for title, answer in answers.items() if title == name}
+            wrong |= {f"{name} {what}": answer.format(name) for what, answer in ANY_EXERCISE.items()}
+            for title, answer in wrong.items():
+                result = in_a_fork(60, refuses, lesson, name, checks[name], answer)
+                good = result["outcome"] == "refused" and ("`return`?" in result["message"] or "nothing" not in title)
+                rows.append(row("wrong answer", title, good, result))
         try:
             lesson.run(i)
         except BaseException:
@@ -294,7 +311,7 @@ def run_lesson(path, mutations, answers, changes, left_out):
         rows.append(row("untouched stub", name, said, {"outcome": f"says {NOT_ATTEMPTED!r}" if said else
                                                        f"no cell up to the solution says {NOT_ATTEMPTED!r}"}))
         result = in_a_fork(60, accepts_solution, lesson, name, numbers)
-        rows.append(row("solution", name, result["outcome"] == "nothing raised", result))
+        rows.append(row("solution", name, result["outcome"] == "accepted", result))
     return rows
 
 

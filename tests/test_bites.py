@@ -1,5 +1,6 @@
 """Lessons bite: every listed mutation makes a cell of its lesson fail, every exercise tells right from wrong."""
 
+import ast
 import sys
 
 import nbformat.v4
@@ -45,9 +46,9 @@ PLAIN = [
     "spare = 1\ndisplay(total(Pair(1, 2)))",
     "assert total(Pair(2, 3)) == 5",
     "def double(x):\n    raise NotImplementedError",
-    "def check_double(f):\n    try:\n        got = f(3)\n    except NotImplementedError:\n"
-    "        print('not attempted yet')\n        return\n    assert got == 6, 'twice three is six'\n    print('ok')\n\n"
-    "check_double(double)",
+    "def check_double(f):\n    got = f(3)\n    assert got == 6, 'twice three is six'\n    print('ok')\n\n"
+    "try:\n    check_double(double)\nexcept NotImplementedError:\n    print('not attempted yet')\n"
+    "except Exception as error:\n    print('not yet:', error, '(is there a `return`?)')",
     "#@title Solution\ndef double_solution(x):\n    return 2 * x\n\ncheck_double(double_solution)",
 ]
 MINUS = bites.Mutation("minus", find="pair.a + pair.b", replace="pair.a - pair.b")
@@ -75,7 +76,8 @@ def only(rows, kind):
 def test_engine_on_a_good_lesson(tmp_path):
     mutations = [MINUS, bites.Mutation("keep the gradients", find="layer.zero_grad()", replace="layer.train()")]
     rows = toy_rows(tmp_path, TORCH + PLAIN, mutations)
-    assert [row["kind"] for row in rows] == ["mutation", "mutation", "wrong answer", "untouched stub", "solution"]
+    kinds = ["mutation"] * 2 + ["wrong answer"] * 4 + ["untouched stub", "solution"]
+    assert [row["kind"] for row in rows] == kinds
     assert all(row["good"] for row in rows), bites.table(rows)
     assert rows[0]["name"] == "keep the gradients" and "cell 3: AssertionError" in rows[0]["says"]
     assert rows[1]["name"] == "minus" and "cell 7: AssertionError" in rows[1]["says"]
@@ -102,24 +104,41 @@ def test_engine_tells_mutations_that_bite_from_those_that_do_not(tmp_path):
 
 
 @pytest.mark.parametrize(("answer", "good", "says"), [
-    ("def double(x):\n    return 5", True, "AssertionError: twice three is six"),
-    ("def double(x):\n    raise ValueError('no')", True, "ValueError: no"),
-    ("def double(x):\n    return 2 * x", False, "nothing raised"),
-    ("def double(x):\n    return [][x]", False, "IndexError"),
-], ids=["caught", "raises itself", "right", "other error"])
+    ("def double(x):\n    return 5", True, "refused (cell 5: not yet: twice three is six"),
+    ("def double(x):\n    return [][x]", True, "refused (cell 5: not yet: list index out of range"),
+    ("def double(x):\n    return 2 * x", False, "accepted"),
+    ("def double(x):\n    raise SystemExit('no')", False, "raised (cell 5: SystemExit: no)"),
+], ids=["caught", "raises", "right", "not caught"])
 def test_engine_judges_wrong_answers(tmp_path, answer, good, says):
-    row = only(toy_rows(tmp_path, answers={"double": answer}), "wrong answer")
+    row = next(row for row in toy_rows(tmp_path, answers={"double": answer}) if row["name"] == "double")
     assert row["good"] == good and says in row["says"]
+
+
+@pytest.mark.parametrize(("old", "new", "failing"), [
+    ("except Exception", "except AssertionError", {"double raises TypeError"}),
+    ("(is there a `return`?)", "", {"double returns nothing"}),
+    ("got == 6", "got == 6 or got == 'a text'", {"double returns a text"}),
+])
+def test_engine_tries_careless_answers(tmp_path, old, new, failing):
+    rows = toy_rows(tmp_path, [source.replace(old, new) for source in PLAIN])
+    assert {row["name"] for row in rows if not row["good"]} == failing, bites.table(rows)
+
+
+def test_every_lesson_attempts_in_the_same_way():
+    cells = [source for path in LESSONS for source in bites.code_of(notebooks.read(path)).values()]
+    found = [ast.unparse(node) for source in cells if "def attempt(" in source
+             for node in ast.parse(source).body if getattr(node, "name", "") == "attempt"]
+    assert len(found) == len(LESSONS) and len(set(found)) == 1, "\n\n".join(set(found))
 
 
 def test_stub_and_check_may_share_a_cell(tmp_path):
     rows = toy_rows(tmp_path, [*PLAIN[:4], PLAIN[4] + "\n\n" + PLAIN[5], PLAIN[6]])
-    assert len(rows) == 4 and all(row["good"] for row in rows), bites.table(rows)
+    assert len(rows) == 7 and all(row["good"] for row in rows), bites.table(rows)
 
 
 def test_engine_wants_one_wrong_answer_for_each_stub(tmp_path):
     rows = [row for row in toy_rows(tmp_path, answers={"triple": "x = 1"}) if row["kind"] == "wrong answer"]
-    assert {(row["name"], row["good"]) for row in rows} == {("double", False), ("triple", False)}
+    assert {row["name"] for row in rows if not row["good"]} == {"double", "triple"}
 
 
 @pytest.mark.parametrize(("old", "new", "kind"), [

@@ -1,7 +1,9 @@
 """Classification: `transformers` as the oracle, padding and batches, messages as they come, training, command line."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -28,6 +30,7 @@ from shared.classification import (
     encode,
     freeze_except,
     last_hidden,
+    main,
     pad,
     parse_messages,
     read_messages,
@@ -589,6 +592,17 @@ def run(*args, stdin=b"", **environment):
     return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, env=environment)
 
 
+@pytest.fixture
+def typed(folder, monkeypatch, capsys):
+    """The same in this process, and for text: (exit status, standard output, standard error) of an input."""
+
+    def run_here(text):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8")), newline="\n"))
+        return main([str(folder)]), *capsys.readouterr()
+
+    return run_here
+
+
 def test_lines_are_labelled(folder, classifier):
     texts = [text for text in TEXTS if "\ud83d half" not in text]
     labels, probabilities = classifier.predict(texts)
@@ -613,9 +627,49 @@ def test_odd_bytes_and_a_narrow_terminal(folder):
     assert [line.split("\t")[2] for line in lines[:-1]] == ["caf? ??", "naïve", "\0", "??"]
 
 
-def test_no_input_gives_no_output(folder):
-    done = run(folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+TABLE = 'Label,Text\r\nham,see you at 8\r\n\r\nSPAM ,"WIN, ""now"",\ncall us"\r\nham,\r\n'
+
+
+@pytest.mark.parametrize(("table", "given"), [
+    (TABLE, ["ham", "spam", "ham"]),
+    (TABLE.replace("Label,Text", "category,message"), ["ham", "spam", "ham"]),
+    ('v1,v2,,\nham,see you at 8,,\nspam,"WIN, ""now"", call us",,\n0,,,\n', ["ham", "spam", None]),
+    ('id;sms;class\n1;see you at 8;ham\n2;"WIN, ""now"", call us";spam\n3;;ham\n', ["ham", "spam", "ham"]),
+    ('text\tlabel\nsee you at 8\tham\n"WIN, ""now"", call us"\tspam\n""\tham', ["ham", "spam", "ham"]),
+    ('text\nsee you at 8\n"WIN, ""now"", call us"\n""\n', []),
+])  # fmt: skip
+def test_a_table_is_read_by_the_names_of_its_columns(typed, classifier, table, given):
+    texts = ["see you at 8", 'WIN, "now", call us', ""]
+    scores = classifier.predict(texts)[1][:, 1].tolist()
+    called = ["spam" if score >= 0.5 else "ham" for score in scores]
+    status, out, said = typed("\ufeff" + table)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert status == 0 and [row[2] for row in rows] == texts and [row[0] for row in rows] == called
+    assert [float(row[1]) for row in rows] == pytest.approx(scores, abs=1e-4)
+    right = sum(c == g for c, g in zip(called, given, strict=False))
+    assert said.startswith(f"right: {right} of {len(given) - given.count(None)} (ham ") if given else said == ""
+    assert (", spam 1 of 1)" if "spam" in called else ", spam 0 of 1)") in said or not given
+    assert ("1 rows have a label" in said) == (None in given)
+
+
+@pytest.mark.parametrize("first", ["text, call or write", "class, tomorrow at 8", "ham,hello", '"quoted"', "label", ""])
+def test_what_only_looks_like_a_table_is_read_by_lines(typed, first):
+    texts = [first, "label,text", "a\tb"]
+    status, out, said = typed("\n".join(texts))
+    assert [line.split("\t", 2)[2] for line in out.splitlines()] == texts and (status, said) == (0, "")
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ("", "there is no message"), ("\ufeff", "there is no message"), ("\n \r\n", "there is no message"),
+    ("label,text\n", "there is no message"),
+    ("label,tweet\nham,hello\n", "line 1 names no column of texts.*message"),
+    ('label,text\nham,"two\nlines"\nham,see you, later\n', "line 4: 3 columns, where line 1 names 2.*quotes"),
+    ("label,text\nham\n", "line 2: 1 columns"),
+    ('label,text\nham,"not closed\nspam,c\n', "line 3: unexpected end"),
+])  # fmt: skip
+def test_input_that_cannot_be_read_is_refused(typed, text, match):
+    status, out, said = typed(text)
+    assert (status, out, said.count("\n")) == (1, "", 1) and re.search(match, said)
 
 
 def test_a_wrong_folder_gives_one_sentence(tmp_path):

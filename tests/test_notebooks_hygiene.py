@@ -1,5 +1,7 @@
 """Every lesson as it is saved: what its outputs must not hold, what its structure must be (tools/hygiene.py)."""
 
+import re
+
 import nbformat.v4 as nbf
 import pytest
 
@@ -24,6 +26,30 @@ def test_the_setup_cell_is_the_same_everywhere():
 def test_all_badges_name_the_same_repository():
     repositories = {hygiene.COLAB_LINK.search(notebooks.read(path).cells[0].source).group(1) for path in LESSONS}
     assert len(repositories) == 1, repositories
+
+
+LESSON_NAMED = re.compile(r"[Ll]essons?((?:(?:,|,? and|,? or| to)? \d\.\d(?: \(in preparation\))?)+)")
+
+
+def lessons_missing(text, there):
+    """The numbers of lessons that `text` names as if they were there."""
+    named = [number for found in LESSON_NAMED.findall(text)
+             for number in re.findall(r"(\d\.\d)(?! \(in preparation\))", found)]
+    return sorted(set(named) - set(there))
+
+
+def test_a_lesson_that_is_named_is_there_or_in_preparation():
+    there = [f"{int(path.parent.name[:2])}.{int(path.stem[:2])}" for path in LESSONS]
+    texts = {notebooks.name_of(path): "\n".join(cell.source for cell in notebooks.read(path).cells) for path in LESSONS}
+    others = [notebooks.ROOT / "README.md", *notebooks.ROOT.glob("shared/**/*.md"), *notebooks.ROOT.glob("*/*.py")]
+    texts |= {str(path): path.read_text(encoding="utf-8") for path in others if path.parent.name != "tests"}
+    found = {name: missing for name, text in texts.items() if (missing := lessons_missing(text, there))}
+    assert "1.1" in there and not found, f"these lessons are not there, nor said to be in preparation: {found}"
+
+
+def test_the_search_for_missing_lessons_finds_them():
+    text = "Lesson 1.2; lessons 1.1, 1.2 and 9.1 (in preparation); lessons 1.1 to 9.2, lesson 9.3; 9.4 bits"
+    assert lessons_missing(text, ["1.1", "1.2"]) == ["9.2", "9.3"]
 
 
 # The rules tested, each on a made-up notebook that breaks it.
