@@ -18,6 +18,8 @@ NOT_TAUGHT = {
     "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
     "shared/readers.py:*": "file formats of the data sets: operation, not lesson",
     "shared/gguf_export.py:*": "another program's file format, written with that program's own package",
+    "shared/text.py:as_list": "words the error for a text where a list belongs",
+    "shared/text.py:write_text": "a file that is whole at every moment: operation; lessons 5.1 and 5.2 use it",
     "shared/weights.py:COURSE_BASE": "where the course base lies",
     "shared/weights.py:SkipInit": "switches PyTorch's initialisation off; lesson 3.5 uses it",
     "shared/weights.py:check_names": "words the errors; lesson 3.5 uses it and makes it speak",

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,7 @@ def test_each_rule_picks_its_own_choice(tokenizer, three_ways, by, picked):
 @pytest.mark.parametrize("by", ["sum", "token", "byte"])
 def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, by):
     items = readers.hellaswag(ROOT / "shared/samples/hellaswag.jsonl")[:6]
+    items = [item | {"choices": [" ".join(choice.split()[:6]) for choice in item["choices"]]} for item in items]
     items += [{"query": "The lamp room", "choices": ["was dark.", "is", "漢字"], "gold": 1}]
     right = []
     for item in items:
@@ -268,7 +270,7 @@ def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, 
         for choice in item["choices"]:
             ids = tokenizer.encode_ordinary(" " + choice)
             row = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"]), *ids][-C - 1 :]
-            n = min(len(ids), C)
+            n = len(ids)
             with torch.no_grad():
                 logits = theirs(torch.tensor([row[:-1]])).logits[0, -n:].log_softmax(-1)
             total = -sum(logits[k, row[-n + k]].item() for k in range(n))
@@ -284,7 +286,9 @@ def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, 
 def test_items_that_do_not_fit_are_counted_once(model, tokenizer):
     fits = {"query": "a", "choices": ["b", "c"], "gold": 0}
     long = {"query": STORY[:300], "choices": ["b", "c"], "gold": 0}
-    one_long_choice = {"query": "a", "choices": ["b", STORY[:300]], "gold": 0}
+    whole = tokenizer.decode(tokenizer.encode_ordinary(" " + STORY)[:C])[1:]
+    assert len(tokenizer.encode_ordinary(" " + whole)) == C  # leaves no room for "a"
+    one_long_choice = {"query": "a", "choices": ["b", whole], "gold": 0}
     assert multiple_choice(model, tokenizer, [fits]).cut == 0
     assert multiple_choice(model, tokenizer, [long, fits, long, one_long_choice]).cut == 3
     query = tokenizer.decode(tokenizer.encode_ordinary(STORY)[: C - 1])
@@ -318,7 +322,8 @@ def test_a_model_that_knows_nothing_is_at_chance(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "arc_easy"])
-def test_bundled_samples_can_be_scored(model, tokenizer, name):
+def test_bundled_samples_can_be_scored(tokenizer, name):
+    model = lively(replace(CONFIG, context_length=128))
     reader = {"hellaswag": readers.hellaswag, "arc_easy": readers.arc}[name]
     items = reader(ROOT / f"shared/samples/{name}.jsonl")[:10]
     result = multiple_choice(model, tokenizer, items)

@@ -142,7 +142,6 @@ def test_other_json_is_no_list(tmp_path, text, kind):
     ('{"a" 1}\n{"a": 2}\n', "line 1, column 6: "),
     ('\n\n{\n "a" 1}\n', "line 4, column 6: "),
     ("instruction,input,output\n", "line 1, column 1: "),
-    ("\ufeff[]", "line 1, column 1: "),
 ])  # fmt: skip
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_invalid_json_is_named_with_file_line_and_column(tmp_path, text, where, packed):
@@ -173,14 +172,16 @@ def test_file_that_is_no_utf8(tmp_path):
 def test_packed_file_that_was_cut_off(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", as_lines(ROWS * 50))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: Compressed file ended"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: .*Compressed file ended"):
         read_entries(path)
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_huge_file_of_lines_is_never_held_as_text(tmp_path, packed):
-    row = json.dumps({"instruction": "x" * 400, "input": "", "output": "y" * 100}) + "\n"
-    path = write(tmp_path / f"a.jsonl{packed}", row * 10_000)  # 5 MB
+    chance = random.Random(0)
+    rows = [{"instruction": chance.randbytes(200).hex(), "input": "", "output": "y" * 100} for _ in range(10_000)]
+    path = write(tmp_path / f"a.jsonl{packed}", as_lines(rows))  # 5 MB
+    del rows
     tracemalloc.start()
     rows = read_entries(path)
     held, peak = tracemalloc.get_traced_memory()
