@@ -100,7 +100,8 @@ def _row(line, number):
     try:
         return parse_json(line)
     except ValueError as error:
-        raise ValueError(f"line {number}, column {getattr(error, 'colno', 1)}: {getattr(error, 'msg', error)}") from None
+        column, problem = getattr(error, "colno", 1), getattr(error, "msg", error)
+        raise ValueError(f"line {number}, column {column}: {problem}") from None
 
 
 def check_entries(rows):
