@@ -237,26 +237,6 @@ def valid_unicode(text):
         return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
-def as_list(texts):
-    """`texts` as a list. Raises TypeError for a single text or entry, which would be read letter by letter."""
-    if isinstance(texts, (str, bytes, dict)):
-        raise TypeError(f"a list is needed here, not one {type(texts).__name__}: {str(texts)[:40]!r}")
-    return list(texts)
-
-
-def write_text(path, text):
-    """Write a UTF-8 file under another name first, then rename it. Raises OSError, naming the file."""
-    aside = Path(f"{path}.{os.getpid()}.partial")
-    try:
-        aside.write_text(valid_unicode(text), encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-
-
 def load_tokenizer(name="gpt2"):
     """A `tiktoken.Encoding`: GPT-2's for "gpt2", else the one in the folder `name` (`vocab.bpe`, `encoder.json`).
 
@@ -313,3 +293,23 @@ def create_dataloader(token_ids, context_length, batch_size, stride=None, shuffl
         )
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator)
+
+
+def as_list(texts):
+    """`texts` as a list. Raises TypeError for a single text or entry, which would be read letter by letter."""
+    if isinstance(texts, (str, bytes, dict)):
+        raise TypeError(f"a list is needed here, not one {type(texts).__name__}: {str(texts)[:40]!r}")
+    return list(texts)
+
+
+def write_text(path, text):
+    """Write a UTF-8 file under another name first, then rename it. Raises OSError, naming the file."""
+    aside = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        aside.write_text(valid_unicode(text), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
