@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared import training
-from shared.text import END_OF_TEXT, with_end_of_text
+from shared.text import END_OF_TEXT, as_list, with_end_of_text
 from shared.weights import export_checkpoint, load_checkpoint_dir, load_score, published_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
@@ -226,18 +226,22 @@ class SpamClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, texts, batch_size=32):
-        """(label of each text, probabilities [N, L] on the CPU). Texts longer than the context are cut at its end."""
+        """(label of each text, probabilities [N, L] on the CPU). Texts longer than the context are cut at its end.
+
+        Raises TypeError for a single text, FloatingPointError where the model gives NaN.
+        """
         device, was_training = self.head.weight.device, self.training
-        ids = [encode(self.tokenizer, text, self.gpt.config.context_length) for text in texts]
+        ids = [encode(self.tokenizer, text, self.gpt.config.context_length) for text in as_list(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # alike in length: little padding
         probabilities = torch.zeros(len(ids), len(self.labels))
         self.eval()
-        for start in range(0, len(ids), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in BatchSampler(order, batch_size, drop_last=False):
             tokens, lengths = pad([torch.tensor(ids[i]) for i in rows])
             logits = self(tokens.to(device), lengths.to(device))
             probabilities[rows] = logits.float().softmax(dim=-1).cpu()
         self.train(was_training)
+        if probabilities.isnan().any():
+            raise FloatingPointError("the classifier's probabilities are NaN; its weights are damaged")
         return [self.labels[i] for i in probabilities.argmax(dim=-1).tolist()], probabilities
 
     def save(self, folder):

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import BatchSampler
 
 from shared.judge import Judge, Judgement, find_judge  # noqa: F401 (a judge evaluates too)
 from shared.metrics import bootstrap, wilson
+from shared.text import as_list, valid_unicode
 
 
 @torch.no_grad()
 def token_losses(model, ids, stride):
     """The loss in nats of every token but the first, each predicted once, the window moving by `stride`:
-    ids (a list) -> [len(ids) - 1]."""
+    ids (a list) -> [len(ids) - 1]. Raises ValueError for a stride that would leave tokens out or never end."""
     device, C = model.token_embedding.weight.device, model.config.context_length
+    if not 1 <= stride <= C:
+        raise ValueError(f"stride is {stride}; it must be between 1 and the context length, {C}")
     ids, losses, done = torch.tensor(ids, device=device), [], 1
     while done < len(ids):
         end = min(len(ids), done + (C if done == 1 else stride))
@@ -44,8 +48,7 @@ def score_completions(model, pairs, batch_size=16):
     for i, row in enumerate(rows):
         alike.setdefault(tuple(row[:-1]), []).append(i)
     order = sorted(alike, key=len)  # alike in length: little padding
-    for first in range(0, len(order), batch_size):
-        group = order[first : first + batch_size]
+    for group in BatchSampler(order, batch_size, drop_last=False):
         tokens = torch.zeros(len(group), max(map(len, group)), dtype=torch.long)
         for k, read in enumerate(group):
             tokens[k, : len(read)] = torch.tensor(read)
@@ -81,20 +84,20 @@ def perplexity(model, tokenizer, texts):
     """
     was_training, stride, sums = model.training, max(1, model.config.context_length // 2), []
     model.eval()
-    for text in texts:
+    for text in as_list(texts):
         context, continuation = ("", text) if isinstance(text, str) else text
         before = [tokenizer.eot_token, *tokenizer.encode_ordinary(context)]
         ids = tokenizer.encode_ordinary(continuation)
         if ids:
             nats = token_losses(model, before + ids, stride)[-len(ids) :].sum().item()
-            sums.append([nats, len(ids), len(continuation.encode("utf-8"))])
+            sums.append([nats, len(ids), len(valid_unicode(continuation).encode("utf-8"))])
     model.train(was_training)
     if not sums:
         raise ValueError("there is no text to predict")
     sums = torch.tensor(sums, dtype=torch.float64)
 
     def per_token(rows):
-        return math.exp(rows[:, 0].sum() / rows[:, 1].sum())
+        return (rows[:, 0].sum() / rows[:, 1].sum()).exp().item()
 
     def bits(rows):
         return (rows[:, 0].sum() / rows[:, 2].sum()).item() / math.log(2)
@@ -120,31 +123,37 @@ def multiple_choice(model, tokenizer, items, by="token", batch_size=16):
     """`Choices` of items {"query", "choices", "gold"}: the choice with the largest log-likelihood after the query.
 
     `by`: "sum" of the choice's tokens, or that divided by its "token"s or "byte"s, so that short choices win nothing
-    by being short. Raises ValueError for an item without choices, or a gold that is none of them.
+    by being short. Raises ValueError for an item without choices, a gold that is none of them, or a choice that alone
+    is longer than the context; FloatingPointError where the model gives NaN.
     """
     if by not in ("sum", "token", "byte"):
         raise ValueError(f"by is {by!r}; it must be sum, token or byte")
-    pairs, sizes = [], []
+    items, pairs, sizes, C = as_list(items), [], [], model.config.context_length
     for i, item in enumerate(items):
-        if item["gold"] not in range(len(item["choices"])):
+        if item["gold"] not in range(len(as_list(item["choices"]))):
             raise ValueError(f"item {i}: gold is {item['gold']}; there are {len(item['choices'])} choices")
         query = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"])]
-        pairs += [(query, tokenizer.encode_ordinary(" " + choice)) for choice in item["choices"]]
-        sizes += [len(choice.encode("utf-8")) + 1 for choice in item["choices"]]
+        choices = [tokenizer.encode_ordinary(" " + choice) for choice in item["choices"]]
+        if max(map(len, choices)) > C:  # part of it would have no loss, but be counted
+            raise ValueError(f"item {i}: a choice has {max(map(len, choices)):,} tokens; the context holds {C}")
+        pairs += [(query, ids) for ids in choices]
+        sizes += [len(valid_unicode(choice).encode("utf-8")) + 1 for choice in item["choices"]]
     if not pairs:
         raise ValueError("there are no items")
     was_training, right, place = model.training, [], 0
     model.eval()
     scored = score_completions(model, pairs, batch_size)
     model.train(was_training)
-    for item in items:
+    for i, item in enumerate(items):
         places = range(place, place := place + len(item["choices"]))
         divide = {"sum": lambda p: 1, "token": lambda p: len(pairs[p][1]), "byte": sizes.__getitem__}[by]
         values = [scored[p][0].sum().item() / divide(p) for p in places]
+        if any(map(math.isnan, values)):
+            raise FloatingPointError(f"item {i}: the model's loss is NaN; its weights are damaged")
         right.append(values.index(min(values)) == item["gold"])
     k, n = sum(right), len(right)
     chance = sum(1 / len(item["choices"]) for item in items) / n
-    cut = len({id(pair[0]) for pair in pairs if len(pair[0]) + len(pair[1]) > model.config.context_length + 1})
+    cut = len({id(query) for query, ids in pairs if len(query) + len(ids) > C + 1})
     return Choices(k / n, wilson(k, n), chance, torch.tensor(right), cut)
 
 
@@ -155,6 +164,8 @@ def mmlu_items(records, dev=(), shots=0, tokenizer=None, max_tokens=None):
     for which `tokenizer` is needed. The item's "shots" says how many they are.
     """
     items, room = [], None
+    if max_tokens is not None and tokenizer is None:
+        raise ValueError("max_tokens is set; a tokenizer is needed to count them")
     if max_tokens is not None:  # less <|endoftext|> before the query and a letter after it
         room = max_tokens - 1 - max(len(tokenizer.encode_ordinary(f" {letter}")) for letter in "ABCD")
     for record in records:
@@ -190,11 +201,13 @@ class Preference:
 def pairwise(scores_a, scores_b):
     """`Preference` for a over b by their scores on the same entries; pairs with a None are left out.
 
-    The interval is a bootstrap over entries. Raises ValueError where no pair is left.
+    The interval is a bootstrap over entries. Raises ValueError where no pair is left, or a score is NaN.
     """
     pairs = [(a, b) for a, b in zip(scores_a, scores_b, strict=True) if a is not None and b is not None]
     if not pairs:
         raise ValueError("there is no pair of scores to compare")
+    if any(a != a or b != b for a, b in pairs):
+        raise ValueError("a score is NaN, which is neither better nor worse than another")
     points = torch.tensor([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in pairs], dtype=torch.float64)
     counts = Counter(points.tolist())
     interval = bootstrap(points, lambda draw: draw.mean().item())
@@ -227,7 +240,7 @@ def overlap(answer, reference):
 
 def distinct_n(texts, n):
     """Different n-grams of words in the texts together, divided by all of them (Li et al. 2016): 1 is no repetition."""
-    grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
+    grams = [gram for text in as_list(texts) for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 

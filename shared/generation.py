@@ -30,10 +30,10 @@ class Sampling:
     generator: torch.Generator | None = None
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or at least 0.000001")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k!r}; it must be an int, at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -89,7 +89,12 @@ def next_token_probs(logits, history, settings):
 
 
 def sample(logits, history, settings):
-    """One token id for each row: logits [B, V], `settings` a list of B `Sampling` -> list of B ints."""
+    """One token id for each row: logits [B, V], `settings` a list of B `Sampling` -> list of B ints.
+
+    Raises FloatingPointError where a row of logits holds NaN or has no largest number.
+    """
+    if not logits.amax(dim=-1).isfinite().all():
+        raise FloatingPointError("the logits of the next token are not finite; the model's weights are damaged")
     tokens = [None] * len(settings)
     for choice in dict.fromkeys(settings):  # rows that share their settings are handled together
         rows = [i for i, s in enumerate(settings) if s == choice]
@@ -223,7 +228,7 @@ def next_logits(model, histories, cache=None, rows=None):
 def as_histories(tokens, vocab_size):
     """Prompts as a list of lists of ids, from a tensor [B, T] or [T], a list of ids, or lists of unequal length.
 
-    Raises ValueError for an empty prompt and for an id outside the vocabulary.
+    Raises ValueError for an empty prompt and for an id outside the vocabulary, such as a letter of a text.
     """
     histories = tokens.tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
     if histories and not isinstance(histories[0], (list, torch.Tensor)):
@@ -232,9 +237,9 @@ def as_histories(tokens, vocab_size):
     for i, row in enumerate(histories):
         if not row:
             raise ValueError(f"prompt {i} is empty: give at least one token, for example <|endoftext|>")
-        wrong = [token for token in row if not 0 <= token < vocab_size]
+        wrong = [token for token in row if isinstance(token, (str, float)) or not 0 <= token < vocab_size]
         if wrong:
-            raise ValueError(f"prompt {i} holds token id {wrong[0]}; the model's vocabulary has {vocab_size} tokens")
+            raise ValueError(f"prompt {i} holds token {wrong[0]!r}; the model's vocabulary has {vocab_size} tokens")
     if not histories:
         raise ValueError("there is no prompt: give at least one token, for example <|endoftext|>")
     return histories
@@ -243,17 +248,18 @@ def as_histories(tokens, vocab_size):
 @torch.no_grad()
 def stream(
     model, tokens, max_new_tokens, *, temperature=0.0, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0,
-    eos_id=None, use_cache=True, generator=None,
+    eos_id=None, n_vocab=None, use_cache=True, generator=None,
 ):  # fmt: skip
     """Yield the next token of every prompt as soon as it is known, as a tensor [B].
 
-    The settings are those of `Sampling`.
+    The settings are those of `Sampling`. Ids from `n_vocab` on are never drawn: where the model's vocabulary was filled
+    up to a round number, that is the size of the tokenizer's.
     A row that has produced `eos_id` goes on yielding it; the stream ends when all rows have, or after
     `max_new_tokens`. Past the context length the oldest tokens are forgotten (see `window_start`).
     """
     histories = as_histories(tokens, model.config.vocab_size)
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
+    if type(max_new_tokens) is not int or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an int, at least 0")
     settings = [Sampling(temperature, top_k, top_p, min_p, repetition_penalty, generator)] * len(histories)
     longest = max(map(len, histories)) + max_new_tokens
     cache = KVCache(model, len(histories), longest) if use_cache else None
@@ -261,7 +267,7 @@ def stream(
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            new = sample(next_logits(model, histories, cache), histories, settings)
+            new = sample(next_logits(model, histories, cache)[:, :n_vocab], histories, settings)
             for i, token in enumerate(new):
                 new[i] = eos_id if done[i] else token
                 histories[i].append(new[i])
@@ -275,12 +281,12 @@ def stream(
 
 def generate(
     model, tokens, max_new_tokens, *, temperature=0.0, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0,
-    eos_id=None, use_cache=True, generator=None,
+    eos_id=None, n_vocab=None, use_cache=True, generator=None,
 ):  # fmt: skip
     """Prompts and their continuations as one tensor [B, T + new], on the model's device.
 
     `tokens` is [B, T], [T], or a list of prompts of unequal length: then the shorter ones are padded on the left with
-    `eos_id` (0 if there is none), so that all continuations start in column T. The settings are those of `Sampling`;
+    `eos_id` (0 if there is none), so that all continuations start in column T. The settings are those of `stream`;
     `generator` makes sampling reproducible. Ends early when every row has produced `eos_id`.
     """
     prompts = as_histories(tokens, model.config.vocab_size)
@@ -289,7 +295,8 @@ def generate(
     padded = [[pad_id] * (longest - len(row)) + row for row in prompts]
     columns = stream(
         model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, eos_id=eos_id, use_cache=use_cache, generator=generator,
+        repetition_penalty=repetition_penalty, eos_id=eos_id, n_vocab=n_vocab, use_cache=use_cache,
+        generator=generator,
     )  # fmt: skip
     start = torch.tensor(padded, device=model.token_embedding.weight.device)
     return torch.cat([start, *(column[:, None] for column in columns)], dim=1)

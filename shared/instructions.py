@@ -7,15 +7,14 @@ Shapes: B entries, T tokens, n tokens of one entry.
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared.classification import LengthBuckets
 from shared.generation import generate
-from shared.readers import open_text
-from shared.text import END_OF_TEXT, valid_unicode
+from shared.readers import open_text, parse_json
+from shared.text import END_OF_TEXT, as_list, valid_unicode, write_text
 from shared.training import IGNORE, hidden_loss
 
 
@@ -73,7 +72,7 @@ def read_entries(path):
     try:
         with open_text(path) as file:
             rows = _rows(file)
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         where = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
         raise ValueError(f"{path}: {where}{getattr(error, 'msg', error)}") from None
     if not isinstance(rows, list):
@@ -89,19 +88,20 @@ def _rows(file):
         raise ValueError("the file is empty")
     if first.lstrip().startswith("{"):
         try:
-            rows = [json.loads(first)]
+            rows = [parse_json(first)]
         except ValueError:
             pass  # an object that goes on: no JSON lines
         else:
             return rows + [_row(line, number) for number, line in enumerate(file, blank + 2) if line.strip()]
-    return json.loads("\n" * blank + first + file.read())
+    return parse_json("\n" * blank + first + file.read())
 
 
 def _row(line, number):
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+        return parse_json(line)
+    except ValueError as error:
+        column, problem = getattr(error, "colno", 1), getattr(error, "msg", error)
+        raise ValueError(f"line {number}, column {column}: {problem}") from None
 
 
 def check_entries(rows):
@@ -272,15 +272,15 @@ def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=32, tem
     `max_new_tokens`, if that is less) loses its oldest tokens.
     """
     context = model.config.context_length
-    prompts = [tokenizer.encode_ordinary(format_prompt(entry, template)) for entry in entries]
+    prompts = [tokenizer.encode_ordinary(format_prompt(entry, template)) for entry in as_list(entries)]
     prompts = [ids[-max(1, context - min(max_new_tokens, 32)) :] for ids in prompts]
     order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in BatchSampler(order, batch_size, drop_last=False):
         longest = max(len(prompts[i]) for i in rows)
         output = generate(
-            model, [prompts[i] for i in rows], max_new_tokens, eos_id=tokenizer.eot_token, **sampling
-        )  # [B, longest + new]
+            model, [prompts[i] for i in rows], max_new_tokens, eos_id=tokenizer.eot_token, n_vocab=tokenizer.n_vocab,
+            **sampling,
+        )  # [B, longest + new]  # fmt: skip
         for i, new in zip(rows, output[:, longest:].tolist(), strict=True):
             answers[i] = extract_response(template.answer + tokenizer.decode(new), template)
     return answers
@@ -291,6 +291,4 @@ def save_responses(path, entries, responses):
     if len(entries) != len(responses):
         raise ValueError(f"there are {len(entries)} entries and {len(responses)} responses")
     rows = [entry | {"model_response": response} for entry, response in zip(entries, responses, strict=True)]
-    aside = Path(path).with_name(Path(path).name + ".partial")
-    aside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

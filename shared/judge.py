@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-
+from shared.download import Failed, ask_json
 from shared.generation import generate
+from shared.text import valid_unicode, write_text
 
 
 class JudgeError(OSError):
@@ -85,12 +85,12 @@ class Judge:
             found = _json_object(reply) or {}
             value = read(found)
             if value is not None:
-                return value, str(found.get("reason", ""))
+                return value, valid_unicode(str(found.get("reason", "")))
         return None, reply
 
     def _reply(self, prompt):
         if self.cache is None:
-            return self.ask(prompt)
+            return valid_unicode(self.ask(prompt))
         key = hashlib.sha256(f"{self.name}\n{prompt}".encode()).hexdigest()
         file = self.cache / f"{key}.json"
         if file.is_file():
@@ -100,30 +100,36 @@ class Judge:
                     return kept["reply"]
             except (ValueError, KeyError, TypeError):
                 pass  # a damaged file is asked for again
-        reply = self.ask(prompt)
         self.cache.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(f".{os.getpid()}.partial")
-        kept = {"judge": self.name, "prompt": prompt, "reply": reply}
-        aside.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-        aside.replace(file)
+        reply = valid_unicode(self.ask(prompt))
+        write_text(file, json.dumps({"judge": self.name, "prompt": prompt, "reply": reply}, ensure_ascii=False))
         return reply
 
 
 def _fill(form, entry, **answers):
     values = {"instruction": entry["instruction"], "input": entry.get("input") or "(none)", "output": entry["output"]}
-    return form.format(**values, **answers)
+    return valid_unicode(form.format(**values, **answers))
 
 
 def _json_object(text):
-    """The first JSON object in a text that has a verdict in it, as a dict; None where there is none."""
-    for place in re.finditer(r"\{", text):
+    """The last JSON object in a text that has a verdict in it, as a dict; None where there is none.
+
+    What a reasoning model thinks, from <think> to </think>, does not count.
+    """
+    verdict, thinking, end = None, False, 0
+    for place in re.finditer(r"\{|</?think(?:ing)?>", text):
+        if place.start() < end:
+            continue  # inside the verdict
+        if place[0] != "{":
+            verdict, thinking = None, place[0][1] != "/"
+            continue
         try:
-            found, _ = json.JSONDecoder().raw_decode(text, place.start())
+            found, after = json.JSONDecoder().raw_decode(text, place.start())
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and ("score" in found or "better" in found):
-            return found
-    return None
+        if "score" in found or "better" in found:
+            verdict, end = found, after
+    return None if thinking else verdict
 
 
 def _score(value):
@@ -169,21 +175,18 @@ def in_process(model, tokenizer, max_new_tokens=80):
 
     def ask(prompt):
         ids = tokenizer.encode_ordinary(prompt)[-max(1, model.config.context_length - max_new_tokens) :]
-        new = generate(model, [ids], max_new_tokens, eos_id=tokenizer.eot_token)[0, len(ids) :]
-        return tokenizer.decode(new.tolist())
+        new = generate(model, [ids], max_new_tokens, eos_id=tokenizer.eot_token, n_vocab=tokenizer.n_vocab)
+        return tokenizer.decode(new[0, len(ids) :].tolist())
 
     return ask
 
 
 def _post(url, body, timeout, read, headers=None):
     try:
-        response = requests.post(url, json=body, timeout=(5, timeout), headers=headers)
-        if response.status_code != 200:
-            raise JudgeError(f"{url} answered {response.status_code}: {response.text[:200]}")
-        text = read(response.json())
-    except requests.RequestException as error:
-        raise JudgeError(f"{url}: {type(error).__name__}: {error}") from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        text = read(ask_json("POST", url, seconds=timeout, json=body, headers=headers)[0])
+    except Failed as error:
+        raise JudgeError(f"{url}: {error}") from None
+    except (KeyError, IndexError, TypeError) as error:
         raise JudgeError(f"{url} gave no answer that can be read ({type(error).__name__}: {error})") from None
     if not isinstance(text, str):
         raise JudgeError(f"{url} gave {type(text).__name__} where text belongs")
@@ -201,14 +204,14 @@ def find_judge(cache=None):
     if url and not name:
         raise ValueError("LLM_JUDGE_URL is set; LLM_JUDGE_MODEL must name the model that judges there")
     if url:
-        return Judge(openai_compatible(name, url, os.environ.get("LLM_JUDGE_KEY")), name, cache)
+        return Judge(openai_compatible(name, url, os.environ.get("LLM_JUDGE_KEY", "").strip()), name, cache)
     host = os.environ.get("OLLAMA_HOST", "").strip().rstrip("/") or "localhost"
     host = host.replace("0.0.0.0", "127.0.0.1")  # that is where a server listens, not where one finds it
     port = "" if "://" in host or ":" in host else ":11434"
     url = f"{'' if '://' in host else 'http://'}{host}{port}"
     try:
-        models = [entry["name"] for entry in requests.get(f"{url}/api/tags", timeout=2).json()["models"]]
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+        models = [entry["name"] for entry in ask_json("GET", f"{url}/api/tags", seconds=2)[0]["models"]]
+    except (Failed, KeyError, TypeError):
         models = []
     if not models:
         print("no judge listens here (Ollama, or LLM_JUDGE_URL): a stand-in takes its place")

@@ -79,8 +79,10 @@ def classification_metrics(labels, scores, threshold=0.5):
 
 
 def _checked(labels, scores):
-    """Both as tensors [N]; raises ValueError unless there is a score for each label and both labels occur."""
+    """Both as tensors [N]; raises ValueError unless each label has a score, a number, and both labels occur."""
     labels, scores = torch.as_tensor(labels), torch.as_tensor(scores)
+    if scores.isnan().any():
+        raise ValueError(f"the score of text {int(scores.isnan().nonzero()[0])} is NaN")
     if len(labels) != len(scores) or labels.unique().tolist() != [0, 1]:
         found = f"{len(labels)} labels ({labels.unique().tolist()}) and {len(scores)} scores"
         raise ValueError(f"metrics need a label, 0 or 1, and a score for each text, and both labels; got {found}")
@@ -127,6 +129,8 @@ def calibration(labels, scores, n_bins=10):
     The weighted mean of |score - share| is the expected calibration error (Guo et al. 2017, equation 5).
     """
     labels, scores = torch.as_tensor(labels).double(), torch.as_tensor(scores).double()
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("a score is no probability: it must be between 0 and 1")
     bins = (scores * n_bins).long().clamp(max=n_bins - 1)
     groups = [bins == b for b in range(n_bins) if (bins == b).any()]
     return [(scores[g].mean().item(), labels[g].mean().item(), int(g.sum())) for g in groups]

@@ -1,7 +1,9 @@
 """From text to batches: byte-pair encoding, the tokenizers, the sliding-window dataset and its loader."""
 
+import contextlib
 import heapq
 import json
+import os
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -208,7 +210,8 @@ class BPETokenizer:
     def to_tiktoken(self, name):
         """The same encoding as a `tiktoken.Encoding`: compiled code with the same ids, for real work."""
         ranks = {token: i for i, token in enumerate(self.tokens)}
-        return tiktoken.Encoding(name, pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=self.special_tokens)
+        rule = GPT2_SPLIT.replace(r"\s+(?!", r"\s{1,65536}(?!")  # tiktoken panics at a million spaces in a row
+        return tiktoken.Encoding(name, pat_str=rule, mergeable_ranks=ranks, special_tokens=self.special_tokens)
 
 
 def write_bpe_files(tokenizer, folder):
@@ -369,3 +372,23 @@ def create_dataloader(token_ids, context_length, batch_size, stride=None, shuffl
         )
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator)
+
+
+def as_list(texts):
+    """`texts` as a list. Raises TypeError for a single text or entry, which would be read letter by letter."""
+    if isinstance(texts, (str, bytes, dict)):
+        raise TypeError(f"a list is needed here, not one {type(texts).__name__}: {str(texts)[:40]!r}")
+    return list(texts)
+
+
+def write_text(path, text):
+    """Write a UTF-8 file under another name first, then rename it. Raises OSError, naming the file."""
+    aside = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        aside.write_text(valid_unicode(text), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()

@@ -677,3 +677,36 @@ def test_a_wrong_folder_gives_one_sentence(tmp_path):
     assert done.returncode == 1 and done.stdout == b""
     said = done.stderr.decode("utf-8")
     assert "nowhere" in said and "config.json" in said and "Traceback" not in said and said.count("\n") == 1
+
+
+def test_one_text_is_no_list_of_texts(classifier):
+    with pytest.raises(TypeError, match="a list is needed here, not one str: 'WIN a prize'"):
+        classifier.predict("WIN a prize")
+    labels, probabilities = classifier.predict(iter(TEXTS))
+    assert labels == classifier.predict(TEXTS)[0] and len(probabilities) == len(TEXTS)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_no_size_label_nothing(classifier, batch_size):
+    with pytest.raises(ValueError, match="batch_size"):
+        classifier.predict(TEXTS, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_damaged_weights_are_not_ham(tokenizer, number):
+    broken = make(tokenizer).train()
+    with torch.no_grad():
+        broken.gpt.final_norm.bias[0] = number
+    with pytest.raises(FloatingPointError, match="probabilities are NaN; its weights are damaged"):
+        broken.predict(["hello", "WIN"])
+    assert broken.training
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t \r", "\u3000"])
+def test_a_million_blanks_are_a_text_like_any_other(folder, classifier, tokenizer, blanks):
+    long = blanks * 1_200_000
+    for text in (long, long + "x", "x" + long + "x"):
+        assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+    assert classifier.predict([long + "x"])[0] == classifier.predict([blanks * 1000])[0]
+    done = run(folder, stdin=f"hello\n{' ' * 1_200_000}x\nbye\n".encode())
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.count(b"\n") == 3

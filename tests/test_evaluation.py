@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,7 @@ def test_each_rule_picks_its_own_choice(tokenizer, three_ways, by, picked):
 @pytest.mark.parametrize("by", ["sum", "token", "byte"])
 def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, by):
     items = readers.hellaswag(ROOT / "shared/samples/hellaswag.jsonl")[:6]
+    items = [item | {"choices": [" ".join(choice.split()[:6]) for choice in item["choices"]]} for item in items]
     items += [{"query": "The lamp room", "choices": ["was dark.", "is", "漢字"], "gold": 1}]
     right = []
     for item in items:
@@ -268,7 +270,7 @@ def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, 
         for choice in item["choices"]:
             ids = tokenizer.encode_ordinary(" " + choice)
             row = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"]), *ids][-C - 1 :]
-            n = min(len(ids), C)
+            n = len(ids)
             with torch.no_grad():
                 logits = theirs(torch.tensor([row[:-1]])).logits[0, -n:].log_softmax(-1)
             total = -sum(logits[k, row[-n + k]].item() for k in range(n))
@@ -284,7 +286,9 @@ def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, 
 def test_items_that_do_not_fit_are_counted_once(model, tokenizer):
     fits = {"query": "a", "choices": ["b", "c"], "gold": 0}
     long = {"query": STORY[:300], "choices": ["b", "c"], "gold": 0}
-    one_long_choice = {"query": "a", "choices": ["b", STORY[:300]], "gold": 0}
+    whole = tokenizer.decode(tokenizer.encode_ordinary(" " + STORY)[:C])[1:]
+    assert len(tokenizer.encode_ordinary(" " + whole)) == C  # leaves no room for "a"
+    one_long_choice = {"query": "a", "choices": ["b", whole], "gold": 0}
     assert multiple_choice(model, tokenizer, [fits]).cut == 0
     assert multiple_choice(model, tokenizer, [long, fits, long, one_long_choice]).cut == 3
     query = tokenizer.decode(tokenizer.encode_ordinary(STORY)[: C - 1])
@@ -318,7 +322,8 @@ def test_a_model_that_knows_nothing_is_at_chance(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "arc_easy"])
-def test_bundled_samples_can_be_scored(model, tokenizer, name):
+def test_bundled_samples_can_be_scored(tokenizer, name):
+    model = lively(replace(CONFIG, context_length=128))
     reader = {"hellaswag": readers.hellaswag, "arc_easy": readers.arc}[name]
     items = reader(ROOT / f"shared/samples/{name}.jsonl")[:10]
     result = multiple_choice(model, tokenizer, items)
@@ -509,3 +514,82 @@ def test_results_can_be_written_as_json(model, tokenizer):
     numbers += [choices.share, choices.interval, choices.chance, choices.cut, preference.win_rate, preference.interval]
     assert json.loads(json.dumps(numbers))
     assert evaluation.Judge and evaluation.find_judge  # a judge evaluates too
+
+
+# --- what must not pass ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["sum", "token", "byte"])
+@pytest.mark.parametrize("more", [1, 10 * C])
+def test_a_choice_longer_than_the_context_is_refused(model, tokenizer, by, more):
+    """Its loss would be that of its last tokens only, and divided by all of them it would win."""
+    long = tokenizer.decode(tokenizer.encode_ordinary(STORY)[: C + more])
+    n = len(tokenizer.encode_ordinary(" " + long))
+    items = [{"query": "a", "choices": ["b", "c"], "gold": 0}, {"query": "a", "choices": ["b", long], "gold": 0}]
+    with pytest.raises(ValueError, match=f"item 1: a choice has {n:,} tokens; the context holds {C}"):
+        multiple_choice(model, tokenizer, items, by=by)
+
+
+@pytest.mark.parametrize("by", ["sum", "token", "byte"])
+def test_damaged_weights_are_at_no_chance(tokenizer, by):
+    broken = lively(CONFIG, seed=1)
+    with torch.no_grad():
+        broken.blocks[0].norm1.weight[0] = math.nan
+    items = [{"query": "a", "choices": ["b", "c", "d", "e"], "gold": i % 4} for i in range(8)]
+    with pytest.raises(FloatingPointError, match="item 0: the model's loss is NaN; its weights are damaged"):
+        multiple_choice(broken, tokenizer, items, by=by)
+
+
+@pytest.mark.parametrize(("a", "b"), [([math.nan, 1.0], [1.0, 1.0]), ([1.0, 2.0], [1.0, math.nan])])
+def test_a_score_that_is_nan_is_no_tie(a, b):
+    with pytest.raises(ValueError, match="a score is NaN"):
+        pairwise(a, b)
+
+
+@pytest.mark.parametrize(("half", "whole"), [("a \ud83d b", "a \ufffd b"), ("\ud83d\ude00", "\U0001f600"),
+                                             ("\udc00", "\ufffd")])  # fmt: skip
+def test_half_surrogates_count_as_what_the_tokenizer_reads(model, tokenizer, half, whole):
+    found, expected = (perplexity(model, tokenizer, [text, ("Q " + text, text)]) for text in (half, whole))
+    assert torch.equal(found.sums, expected.sums)
+    for by in ("sum", "token", "byte"):
+        items = [[{"query": text, "choices": ["b", text, "c"], "gold": 1}] for text in (half, whole)]
+        found, expected = (multiple_choice(model, tokenizer, item, by=by) for item in items)
+        assert found.share == expected.share
+
+
+def test_one_text_is_no_list_of_texts(model, tokenizer):
+    item = {"query": "a", "choices": ["b", "c"], "gold": 0}
+    for call in (lambda: perplexity(model, tokenizer, "The lamp."), lambda: distinct_n("a b a b", 2),
+                 lambda: multiple_choice(model, tokenizer, item), lambda: multiple_choice(model, tokenizer, "item"),
+                 lambda: multiple_choice(model, tokenizer, [item | {"choices": "bc"}])):  # fmt: skip
+        with pytest.raises(TypeError, match="a list is needed here, not one (str|dict)"):
+            call()
+
+
+def test_texts_may_come_one_by_one(model, tokenizer):
+    items = [{"query": "a", "choices": ["b", "c"], "gold": i % 2} for i in range(4)]
+    found, expected = multiple_choice(model, tokenizer, iter(items)), multiple_choice(model, tokenizer, items)
+    assert torch.equal(found.right, expected.right)
+    assert torch.equal(perplexity(model, tokenizer, iter(TEXTS)).sums, perplexity(model, tokenizer, TEXTS).sums)
+
+
+@pytest.mark.parametrize("stride", [0, -1, C + 1, math.nan])
+def test_a_stride_that_would_never_end_or_leave_tokens_out(model, stride):
+    with pytest.raises(ValueError, match=f"stride is {stride}; it must be between 1 and the context length, {C}"):
+        token_losses(model, list(range(3 * C)), stride)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_batches_of_no_size(model, batch_size):
+    with pytest.raises(ValueError, match="batch_size"):
+        score_completions(model, [([1], [2])], batch_size)
+
+
+def test_a_hopeless_model_has_an_infinite_perplexity(tokenizer):
+    found = perplexity(unigram([0.0] + [800.0] * 399), tokenizer, ["The lamp."])
+    assert found.per_token == math.inf and found.bits_per_byte > 100
+
+
+def test_mmlu_cannot_count_tokens_without_a_tokenizer():
+    with pytest.raises(ValueError, match="a tokenizer is needed"):
+        mmlu_items([record("law", "Legal?")], max_tokens=50)

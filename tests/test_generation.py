@@ -1,5 +1,7 @@
 """Sampling, the cache, batches and streaming: against brute force, against no cache, against one row at a time."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -204,6 +206,12 @@ def test_prompt_forms_agree(model):
     ({"top_k": 0}, "top_k is 0"), ({"top_p": 0.0}, "top_p is 0.0"), ({"top_p": 1.1}, "top_p is 1.1"),
     ({"temperature": -0.1}, "temperature is -0.1"), ({"temperature": float("nan")}, "temperature is nan"),
     ({"min_p": 2}, "min_p is 2"), ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+    ({"temperature": 1e-38}, "temperature is 1e-38; it must be 0"), ({"temperature": 9e-7}, "temperature is 9e-07"),
+    ({"temperature": float("inf")}, "temperature is inf"), ({"top_k": 2.5}, "top_k is 2.5; it must be an int"),
+    ({"top_k": True}, "top_k is True"), ({"top_k": float("nan")}, "top_k is nan"), ({"top_k": "5"}, "top_k is '5'"),
+    ({"top_p": float("nan")}, "top_p is nan"), ({"min_p": float("nan")}, "min_p is nan"),
+    ({"repetition_penalty": float("nan")}, "penalty is nan"), ({"repetition_penalty": -1}, "penalty is -1"),
+    ({"repetition_penalty": float("inf")}, "penalty is inf"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(model, settings, named):
     with pytest.raises(ValueError, match=named):
@@ -211,15 +219,59 @@ def test_bad_settings_are_refused(model, settings, named):
 
 
 @pytest.mark.parametrize(("prompt", "named"), [([], "no prompt"), ([[]], "empty"), ([[1], []], "prompt 1 is empty"),
-                                               ([101], "101"), ([[-1]], "-1")])  # fmt: skip
+                                               ([101], "101"), ([[-1]], "-1"), ("text", "token 't'"),
+                                               (["text"], "token 'text'"), ([[1, 2.5]], "token 2.5"),
+                                               (torch.tensor([1.0]), "token 1.0")])  # fmt: skip
 def test_bad_prompts_are_refused(model, prompt, named):
     with pytest.raises(ValueError, match=named):
         generate(model, prompt, 2)
 
 
 def test_negative_length_is_refused_and_large_top_k_means_all(model):
-    with pytest.raises(ValueError, match="max_new_tokens is -1"):
-        generate(model, [1], -1)
+    for wrong in (-1, 2.5, 2.0, True, "2", None, float("nan")):
+        with pytest.raises(ValueError, match=re.escape(f"max_new_tokens is {wrong!r}; it must be an int, at least 0")):
+            generate(model, [1], wrong)
     one, other = (generate(model, [1], 9, temperature=1.0, top_k=k, generator=torch.Generator().manual_seed(5))
                   for k in (None, 10**6))  # fmt: skip
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-3])
+def test_the_lowest_temperatures_are_greedy(model, temperature):
+    assert torch.equal(generate(model, PROMPTS, 20, temperature=temperature), generate(model, PROMPTS, 20))
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.2}, {"use_cache": False}])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_model_with_damaged_weights_is_refused(settings, number):
+    broken = lively(CONFIG, seed=1).train()
+    with torch.no_grad():
+        broken.final_norm.bias[3] = number
+    with pytest.raises(FloatingPointError, match="not finite; the model's weights are damaged"):
+        generate(broken, PROMPTS, 3, **settings)
+    assert broken.training
+
+
+def test_logits_may_forbid_tokens_but_not_all():
+    logits = torch.tensor([[0.0, float("-inf"), 1.0], [float("-inf")] * 3])
+    assert sample(logits[:1], [[]], [Sampling()]) == [2]
+    with pytest.raises(FloatingPointError):
+        sample(logits, [[], []], [Sampling(temperature=1.0)] * 2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.5}, {"temperature": 1.0, "top_k": 3}, {"use_cache": False},
+                                      {"temperature": 1.0, "repetition_penalty": 1.5}])  # fmt: skip
+def test_padding_of_the_vocabulary_is_never_drawn(model, settings):
+    """A model with more ids than the tokenizer says what the same model without them says."""
+
+    def run(vocab_size, n_vocab):
+        padded = lively(GPTConfig(128, 16, 32, 4, 2, tie_weights=False), seed=3)
+        with torch.no_grad():
+            padded.head.weight[101:] *= 50  # the model likes them best
+        padded.head.weight = torch.nn.Parameter(padded.head.weight[:vocab_size])
+        generator = torch.Generator().manual_seed(0)
+        return generate(padded, PROMPTS, 30, n_vocab=n_vocab, generator=generator, **settings)
+
+    assert run(128, None).max() > 100  # so it can happen
+    assert torch.equal(run(128, 101), run(101, None)) and run(128, 101).max() < 101
+    assert torch.equal(run(128, 500), run(128, None))

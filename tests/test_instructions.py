@@ -142,7 +142,6 @@ def test_other_json_is_no_list(tmp_path, text, kind):
     ('{"a" 1}\n{"a": 2}\n', "line 1, column 6: "),
     ('\n\n{\n "a" 1}\n', "line 4, column 6: "),
     ("instruction,input,output\n", "line 1, column 1: "),
-    ("\ufeff[]", "line 1, column 1: "),
 ])  # fmt: skip
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_invalid_json_is_named_with_file_line_and_column(tmp_path, text, where, packed):
@@ -173,14 +172,16 @@ def test_file_that_is_no_utf8(tmp_path):
 def test_packed_file_that_was_cut_off(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", as_lines(ROWS * 50))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: Compressed file ended"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: .*Compressed file ended"):
         read_entries(path)
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_huge_file_of_lines_is_never_held_as_text(tmp_path, packed):
-    row = json.dumps({"instruction": "x" * 400, "input": "", "output": "y" * 100}) + "\n"
-    path = write(tmp_path / f"a.jsonl{packed}", row * 10_000)  # 5 MB
+    chance = random.Random(0)
+    rows = [{"instruction": chance.randbytes(200).hex(), "input": "", "output": "y" * 100} for _ in range(10_000)]
+    path = write(tmp_path / f"a.jsonl{packed}", as_lines(rows))  # 5 MB
+    del rows
     tracemalloc.start()
     rows = read_entries(path)
     held, peak = tracemalloc.get_traced_memory()
@@ -804,3 +805,63 @@ def test_pipeline_of_transformers_gives_our_answers(folder, model, tokenizer, en
         said = pipe(chat, max_new_tokens=10, do_sample=False)[0]["generated_text"][-1]
         assert said["role"] == "assistant"
         assert extract_response(ALPACA.answer + said["content"]) == ours
+
+
+# --- what must not pass ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_entry(tmp_path, name, packed):
+    text = as_lines(ROWS) if name.endswith("l") else json.dumps(ROWS)
+    assert read_entries(write(tmp_path / f"{name}{packed}", "\ufeff" + text)) == ROWS
+
+
+@pytest.mark.parametrize(("text", "where"), [
+    ("[" * 10**5, ""), ('{"a": 1}\n' + '{"a":' * 10**5, "line 2, "), ('{"a":' * 10**5, ""),
+])  # fmt: skip
+def test_json_nested_too_deeply_is_named(tmp_path, text, where):
+    with pytest.raises(ValueError, match=f"a.json: {where}.*nested too deeply"):
+        read_entries(write(tmp_path / "a.json", text))
+
+
+def test_half_surrogates_are_written_as_replacement_characters(tmp_path):
+    save_responses(tmp_path / "a.json", [{"instruction": "\ud83d"}], ["a \udc00 b"])
+    assert read_entries(tmp_path / "a.json") == [{"instruction": "\ufffd", "model_response": "a \ufffd b"}]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(self, text, **kwargs):
+        self.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for path in (tmp_path / "no" / "a.json", tmp_path / "file" / "a.json", tmp_path):
+        with pytest.raises(OSError, match=f"^{path} cannot be written: ."):
+            save_responses(path, ROWS[:1], ["Red."])
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="a.json cannot be written: No space left on device"):
+        save_responses(tmp_path / "a.json", ROWS[:1], ["Red."])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("asked", ["Name a colour.", ROWS[0]])
+def test_one_entry_is_no_list_of_entries(model, tokenizer, asked):
+    with pytest.raises(TypeError, match="a list is needed here, not one (str|dict)"):
+        respond(model, tokenizer, asked, 5)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_no_size_are_no_empty_answers(model, tokenizer, batch_size):
+    with pytest.raises(ValueError, match="batch_size"):
+        respond(model, tokenizer, ROWS, 5, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5}])
+def test_answers_hold_no_id_that_the_tokenizer_does_not_have(tokenizer, sampling):
+    model = lively(GPTConfig(704, 128, 32, 4, 2, tie_weights=False), seed=1)
+    assert tokenizer.n_vocab < 704
+    with torch.no_grad():
+        model.head.weight[tokenizer.n_vocab :] *= 50  # the model likes them best
+    assert len(respond(model, tokenizer, ROWS, 20, **sampling)) == len(ROWS)

@@ -264,3 +264,22 @@ def test_equal_models_seldom_differ():
     p_values = [mcnemar(*(torch.rand(2, 80) < 0.9))[2] for _ in range(400)]
     assert sum(p < 0.05 for p in p_values) <= 0.05 * 400
     assert sum(p < 0.5 for p in p_values) > 0.1 * 400
+
+
+# --- what is no number -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [classification_metrics, roc_auc, roc_curve, precision_recall_curve])
+def test_a_score_that_is_nan_is_named(measure):
+    labels, scores = sample(20)
+    scores[7] = math.nan
+    with pytest.raises(ValueError, match="the score of text 7 is NaN"):
+        measure(labels, scores)
+    with pytest.raises(ValueError, match="the score of text 1 is NaN"):
+        measure([0, 1], [0.5, math.nan])
+
+
+@pytest.mark.parametrize("score", [math.nan, -0.1, 1.1, math.inf])
+def test_only_probabilities_can_be_calibrated(score):
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
+        calibration([0, 1, 1], [0.2, score, 0.9])

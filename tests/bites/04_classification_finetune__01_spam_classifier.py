@@ -23,7 +23,7 @@ MUTATIONS = [
     Mutation("keys and values of unnormalised vectors", find="block.attention.qkv(block.norm1(x))",
              replace="block.attention.qkv(x)"),
     Mutation("the answers come in the order of their lengths", find="probabilities[rows] = ",
-             replace="probabilities[start : start + batch_size] = "),
+             replace="probabilities[sorted(rows)] = "),
     Mutation("more than the head learns", find='"head": [classifier.head],',
              replace='"head": [classifier.gpt.final_norm, classifier.head],'),
     Mutation("precision and recall change places", find="tp / max(1, tp + fp), wilson(tp, tp + fp)",
