@@ -46,7 +46,9 @@ def autocast_dtype(device, explain=False):
     if wanted not in formats:
         raise ValueError(f"LLM_DTYPE is {wanted!r}; it must be one of {', '.join(formats)}")
     if wanted == "float16" and device.type == "cpu":
-        raise ValueError("LLM_DTYPE=float16 needs a GPU; on a CPU use auto, float32 or bfloat16")
+        if get_device().type == "cpu":
+            raise ValueError("LLM_DTYPE=float16 needs a GPU; on a CPU use auto, float32 or bfloat16")
+        wanted = "float32"  # a small part beside a GPU
     if wanted != "auto":
         other = formats[wanted] not in (fast, None)  # slower here than what `auto` would choose
         reason = f"LLM_DTYPE asks for it{f' (auto would not: {reason})' if other else ''}"

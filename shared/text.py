@@ -20,7 +20,6 @@ from shared import data
 GPT2_SPLIT = r"""'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL = r"<.+>|\[.+\]"  # special tokens are written like this; what else no merge makes is damage
-LONG_BLANK = 100_000  # a run of white space that tiktoken's matcher is not asked to cut
 
 
 def byte_to_char():
@@ -302,18 +301,6 @@ def with_end_of_text(tokenizer, folder):
     if END_OF_TEXT not in tokenizer.special_tokens_set:
         raise ValueError(f"{folder}: its tokenizer has no {END_OF_TEXT}, with which documents and answers end")
     return tokenizer
-
-
-def encode_text(tokenizer, text):
-    """Token ids of any `text`, for text from outside: the names of special tokens are ordinary characters.
-
-    As `tokenizer.encode_ordinary(text)`, half surrogate pairs included. But tiktoken's matcher fails, with an error
-    that no `except Exception` catches, at about a million blanks in a row: such a text is cut by `regex` instead.
-    """
-    text = valid_unicode(text)
-    if len(text) >= LONG_BLANK and regex.search(rf"(?<!\s)\s{{{LONG_BLANK}}}", text):
-        return tokenizer._encode_only_native_bpe(text)
-    return tokenizer.encode_ordinary(text)
 
 
 def load_tokenizer(name="gpt2"):

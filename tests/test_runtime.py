@@ -59,6 +59,8 @@ def test_float16_is_for_gpus(monkeypatch):
     gpu_of(monkeypatch, 9, 0)
     chosen, reason = runtime.autocast_dtype("cuda", explain=True)
     assert chosen is torch.float16 and "9.0 has bfloat16 units" in reason
+    monkeypatch.setattr(runtime, "get_device", lambda: torch.device("cuda"))
+    assert runtime.autocast_dtype("cpu") is None  # what is computed on the CPU beside it stays in float32
 
 
 @pytest.mark.parametrize("name, value", [("LLM_DTYPE", "fp8"), ("LLM_SCALE", "huge"), ("LLM_DEVICE", "toaster")])
