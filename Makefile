@@ -1,5 +1,5 @@
 # Every command makes .venv on first use. Without make (Windows): python -m tools.run, tools.lab, tools.test, tools.save.
-# Another Python: make run PYTHON=python3.12        Options: make run ARGS="--only '02_*'"   make test ARGS="-k mask"
+# Another Python: make run PYTHON=python3.12        Options: make run ARGS="--only 2"   make lab ARGS=2.3   make test ARGS="-k mask"
 PYTHON ?= python3
 ARGS ?=
 
@@ -7,9 +7,9 @@ ARGS ?=
 
 help:
 	@echo "make run       run every lesson, write the results to build/ (LLM_SCALE=full for the long version)"
-	@echo "make lab       open JupyterLab on the first lesson"
+	@echo "make lab       open JupyterLab on the whole course, at the first lesson"
 	@echo "make test      prove all of it"
-	@echo "make test-all  the same, then without network and data, then with the package versions of Colab"
+	@echo "make test-all  the same, then in the other number format, without network and data, and with Colab's versions"
 	@echo "make save      run every lesson and save its outputs in place (for maintainers; needs the real data)"
 	@echo "make clean     remove build/ and caches; .venv and data/ stay"
 
@@ -29,4 +29,4 @@ save:
 	@$(PYTHON) -m tools.save --all $(ARGS)
 
 clean:
-	@$(PYTHON) -m tools.clean
+	@$(PYTHON) -m tools.clean $(ARGS)

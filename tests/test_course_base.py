@@ -34,7 +34,8 @@ def test_the_interval_of_three_unequal_texts_covers():
 def test_the_card_counts_the_bytes_of_the_texts(tmp_path, monkeypatch):
     tokenizer = BPETokenizer().train("".join(TEXTS), 300).to_tiktoken("x")
     np.array(tokenizer.encode_ordinary("".join(TEXTS)), dtype="<u2").tofile(tmp_path / "train_00000.bin")
-    settings = dict.fromkeys(("tokens_per_step", "lr", "min_lr", "weight_decay", "clip"), 1) | {"optimizer": "adamw"}
+    settings = dict.fromkeys(("tokens_per_step", "lr", "min_lr", "weight_decay", "clip"), 1)
+    settings |= {"optimizer": "adamw", "number_format": "float32"}
     train = {"documents": 3, "text_bytes": 1, "tokens": 1}
     held_out = [json.dumps({"text": text, "meta": {"licence": "CC BY 4.0"}}) for text in TEXTS]
     for name, content in {

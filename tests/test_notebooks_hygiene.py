@@ -28,39 +28,26 @@ def test_all_badges_name_the_same_repository():
     assert len(repositories) == 1, repositories
 
 
-LESSON_NAMED = re.compile(r"[Ll]essons?((?:(?:,|,? and|,? or| to)? \d\.\d(?: \(in preparation\))?)+)")
+@pytest.mark.parametrize("page", ["README.md", "shared/course_base/README.md"])
+def test_pages_lead_to_files_and_lessons_that_exist(page):
+    path = notebooks.ROOT / page
+    assert not hygiene.wrong_with_prose(path.read_text(encoding="utf-8"), path, notebooks.ROOT)
 
 
-def lessons_missing(text, there):
-    """The numbers of lessons that `text` names as if they were there."""
-    named = [number for found in LESSON_NAMED.findall(text)
-             for number in re.findall(r"(\d\.\d)(?! \(in preparation\))", found)]
-    return sorted(set(named) - set(there))
-
-
-def test_a_lesson_that_is_named_is_there_or_in_preparation():
-    there = [f"{int(path.parent.name[:2])}.{int(path.stem[:2])}" for path in LESSONS]
-    texts = {notebooks.name_of(path): "\n".join(cell.source for cell in notebooks.read(path).cells) for path in LESSONS}
-    others = [notebooks.ROOT / "README.md", *notebooks.ROOT.glob("shared/**/*.md"), *notebooks.ROOT.glob("*/*.py")]
-    texts |= {str(path): path.read_text(encoding="utf-8") for path in others if path.parent.name != "tests"}
-    found = {name: missing for name, text in texts.items() if (missing := lessons_missing(text, there))}
-    assert "1.1" in there and not found, f"these lessons are not there, nor said to be in preparation: {found}"
-
-
-def test_the_search_for_missing_lessons_finds_them():
-    text = "Lesson 1.2; lessons 1.1, 1.2 and 9.1 (in preparation); lessons 1.1 to 9.2, lesson 9.3; 9.4 bits"
-    assert lessons_missing(text, ["1.1", "1.2"]) == ["9.2", "9.3"]
+def test_code_names_no_lesson_that_is_not_there():
+    for path in [*notebooks.ROOT.glob("shared/**/*.py"), *notebooks.ROOT.glob("0?_*/*.py")]:
+        assert not hygiene.missing_lessons(path.read_text(encoding="utf-8"), path, notebooks.ROOT), path
 
 
 # The rules tested, each on a made-up notebook that breaks it.
 
-BADGE = "[![Open in Colab](%s)](https://colab.research.google.com/github/me/it/blob/main/01_toy/01_a.ipynb)"
+BADGE = hygiene.COLAB_BADGE + "me/it/blob/main/01_toy/01_a.ipynb)"
 
 
 def good_notebook():
     fold = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["solution", "hide-input"]}
     cells = [
-        nbf.new_markdown_cell(f"# Toy\n\n{BADGE % hygiene.COLAB_BADGE}\n\n[next](02_b.ipynb#top), [a](https://b.org)"),
+        nbf.new_markdown_cell(f"# Toy\n\n{BADGE}\n\n[next](02_b.ipynb#top), [a](https://b.org)"),
         nbf.new_code_cell("import sys", metadata={"tags": ["setup"]}),
         nbf.new_markdown_cell("<details><summary>Hint</summary>`<details>` and `[x](y)` are code</details>"),
         nbf.new_code_cell("print(1 / 2)", outputs=[stream("a/b /50 0.5 and/or\n")]),
@@ -73,6 +60,8 @@ def violations(notebook, tmp_path):
     folder = tmp_path / "01_toy"
     folder.mkdir(exist_ok=True)
     (folder / "02_b.ipynb").touch()
+    (tmp_path / "tools").mkdir(exist_ok=True)
+    (tmp_path / notebooks.BADGE).touch()
     notebooks.write(notebook, folder / "01_a.ipynb")
     return hygiene.violations(folder / "01_a.ipynb", tmp_path)
 
@@ -85,8 +74,20 @@ def stream(text, name="stdout"):
     return nbf.new_output("stream", name=name, text=text)
 
 
-def picture(kind):
-    return nbf.new_output("display_data", data={kind: "{}"})
+def picture(kind, text="{}"):
+    return nbf.new_output("display_data", data={kind: text})
+
+
+@pytest.mark.parametrize("source", [
+    "Lessons 1.1 and 1.2, and section 9.9 of a book; `01_toy/02_b` and 02_b.",
+    "**Next:** lesson 5.3, `05_chat/03_lora`, is in preparation.", "Lesson 5.3 (in preparation) and 1.1 go on.",
+    "[a](https://example.org/x), [b](#here), [c](../tools/colab_badge.svg), [d](mailto:a@b.org)",
+    "![x](../tools/colab_badge.svg) ![y](data:image/png;base64,AA==)",
+])
+def test_links_and_names_of_lessons_that_exist_or_are_announced_are_fine(source, tmp_path):
+    notebook = good_notebook()
+    notebook.cells[2].source = source
+    assert violations(notebook, tmp_path) == []
 
 
 @pytest.mark.parametrize(("change", "expected"), [
@@ -108,8 +109,23 @@ def picture(kind):
     (lambda nb: nb.cells[2].update(source="<details><summary>x</summary>"), "<details> is not closed"),
     (lambda nb: nb.cells[2].update(source="![x](https://example.org/a.png)"), "a picture from elsewhere"),
     (lambda nb: nb.cells[2].update(source="<img alt='x' src='https://example.org/a.png'>"), "a picture from elsewhere"),
+    (lambda nb: nb.cells[2].update(source="![x](//example.org/a.png)"), "a picture from elsewhere"),
+    (lambda nb: nb.cells[3].update(source="Image(url='https://example.org/a.png')"), "a picture from elsewhere"),
+    (lambda nb: nb.cells[3].update(source="HTML('<img src=https://example.org/a.png>')"), "a picture from elsewhere"),
+    (lambda nb: nb.cells[3].update(outputs=[picture("text/html", "<img src='http://b.org/a'>")]), "from elsewhere"),
+    (lambda nb: nb.cells[3].update(outputs=[picture("image/svg+xml", "<image href='//b.org/a'/>")]), "from elsewhere"),
+    (lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("../tools", "https://b.org")), "from elsewhere"),
+    (lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("![Open in Colab]", "![]")), "one Colab badge"),
     (lambda nb: nb.cells[2].update(source="![x](missing.svg)"), "a picture that does not exist"),
     (lambda nb: nb.cells[2].update(source="[x](../02_b/01_c.ipynb)"), "a link that leads nowhere"),
+    (lambda nb: nb.cells[2].update(source="[![x](02_b.ipynb)](missing.md)"), "a link that leads nowhere: missing.md"),
+    (lambda nb: nb.cells[2].update(source="[x][y]\n\n[y]: missing.md"), "a link that leads nowhere: missing.md"),
+    (lambda nb: nb.cells[2].update(source="Lesson 1.3 tells."), "a lesson that is not there: 1.3"),
+    (lambda nb: nb.cells[2].update(source="See lessons 1.1 and 5.3."), "a lesson that is not there: 5.3"),
+    (lambda nb: nb.cells[2].update(source="(lessons 1.1,\n1.2 to 1.4)"), "a lesson that is not there: 1.4"),
+    (lambda nb: nb.cells[2].update(source="Lesson 5.3 is new. All is in preparation."), "not there: 5.3"),
+    (lambda nb: nb.cells[2].update(source="Then `05_chat/01_page` shows it."), "not there: 05_chat/01_page"),
+    (lambda nb: nb.cells[3].update(source="x = 1  # as in lesson 3.2"), "a lesson that is not there: 3.2"),
     (lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("01_a", "01_b")), "one Colab badge"),
     (lambda nb: nb.cells[1].metadata.update(tags=[]), "one cell with the tag 'setup'"),
     (lambda nb: nb.cells.__setitem__(2, nbf.new_code_cell("y")), "third code cell in a row"),

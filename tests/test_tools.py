@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat.v4 as nbf
 import psutil
@@ -19,7 +18,7 @@ from tools import test as test_tool
 
 ROOT = notebooks.ROOT
 SETUP = "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path.cwd().parent))"
-OPENING = ("# Toy\n\n[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+OPENING = ("# Toy\n\n[![Open in Colab](../tools/colab_badge.svg)]"
            "(https://colab.research.google.com/github/your_account/build-a-gpt/blob/main/01_toy/01_good.ipynb)\n\n"
            "Next: [the other](02_bad.ipynb). A formula: $\\frac{1}{\\sqrt{d}}$ and\n\n$$\\sum_{t} p_t = 1$$\n")
 GOOD = [OPENING, SETUP, "Text.", "print(Path.cwd().name)", "Text.",
@@ -55,15 +54,15 @@ def environment(project):
     return kept | {"LLM_OFFLINE": "1", "LLM_DATA_DIR": str(project / "data"), "PYTHONUTF8": "1"}
 
 
-def tool(project, name, *arguments):
+def tool(project, name, *arguments, **variables):
     return subprocess.run([sys.executable, "-m", f"tools.{name}", "--no-venv", *arguments], cwd=project, text=True,
-                          env=environment(project), capture_output=True, encoding="utf-8", timeout=240)
+                          env=environment(project) | variables, capture_output=True, encoding="utf-8", timeout=240)
 
 
 def test_run_reports_each_lesson_and_goes_on_after_a_failure(project):
     before = [make_notebook(project / f"01_toy/{name}.ipynb", sources).read_bytes() for name, sources in
               [("01_good", GOOD), ("02_bad", BAD), ("03_dies", DIES), ("04_again", GOOD)]]
-    done = tool(project, "run")
+    done = tool(project, "run", LLM_DTYPE="float32")
     assert done.returncode == 1, done.stderr
     assert before == [path.read_bytes() for path in notebooks.lessons(project)]  # the lessons are left alone
     assert re.search(r"^\[1/4\] 01_toy/01_good +\d+\.\d s   loss 1\.25$", done.stdout, re.MULTILINE)
@@ -77,7 +76,8 @@ def test_run_reports_each_lesson_and_goes_on_after_a_failure(project):
 
     report = json.loads((project / "build/report.json").read_text(encoding="utf-8"))
     good, bad, dies, _ = report["notebooks"]
-    assert report["scale"] == "quick" and "the_verdict" in report["data"]
+    assert report["scale"] == "quick" and "the_verdict" in report["data"] and report["stopped"] is False
+    assert report["dtype"] == "float32" and "number format float32" in done.stdout  # from LLM_DTYPE
     assert good["headline"] == "loss 1.25" and good["error"] == "" and good["peak_mb"] > 20
     assert bad["cell"] == 3 and dies["error"].startswith("the kernel died") and dies["seconds"] < 30
 
@@ -91,38 +91,61 @@ def test_run_reports_each_lesson_and_goes_on_after_a_failure(project):
     assert not re.findall(r"""(?:src|href)=["']https?://(?!colab)[^"']*|@import[^;]*http[^;]*|import\("http""", page)
     assert "<math" in page and "msqrt" in page and "MathJax" not in page
     assert 'href="02_bad.html"' in page and ">Open in Colab</a>" in page
+    assert (project / "build/tools/colab_badge.svg").is_file()
 
 
 def test_run_chooses_lessons_and_runs_side_by_side(project):
     for name in ("01_one", "02_two", "03_three"):
         make_notebook(project / f"01_toy/{name}.ipynb", GOOD)
-    done = tool(project, "run", "--only", "0[23]_t*", "--jobs", "2", "--out", "elsewhere")
+    done = tool(project, "run", "--only", "1.2,*three", "--jobs", "2", "--out", "elsewhere")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 lessons passed, 0 failed" in done.stdout and "01_one" not in done.stdout
     assert sorted(path.name for path in (project / "elsewhere").glob("*/*.html")) == ["02_two.html", "03_three.html"]
     with pytest.raises(SystemExit):
         run.arguments_of(["--jobs", "0"])
-    with pytest.raises(SystemExit, match=r"no lesson fits --only '09_\*'; there are: 01_toy/01_one"):
-        run.chosen(notebooks.lessons(project), "09_*", notebooks.name_of)
+    done = tool(project, "run", "--only", "2", "--out", "nowhere")
+    assert done.returncode == 1 and not (project / "nowhere").exists()
+    assert done.stderr == "no lesson fits '2'; there are:\n" + "".join(
+        f"  1.{i}  01_toy/{name}\n" for i, name in enumerate(("01_one", "02_two", "03_three"), 1))
+
+
+def kernels_of(process):
+    """The living kernels that a process has started."""
+    children = psutil.Process(process.pid).children()
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "ipykernel" in " ".join(child.cmdline())]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_stops_the_run_and_its_kernel(project):
-    make_notebook(project / "01_toy/01_long.ipynb", ["# Long", SETUP, "Text.", "import time\ntime.sleep(120)"])
+def test_ctrl_c_stops_the_run_and_its_kernel_and_keeps_what_was_finished(project):
+    make_notebook(project / "01_toy/01_good.ipynb", GOOD)
+    make_notebook(project / "01_toy/02_long.ipynb", ["# Long", SETUP, "Text.", "import time\ntime.sleep(120)"])
     process = subprocess.Popen([sys.executable, "-m", "tools.run", "--no-venv"], cwd=project, text=True,
                                env=environment(project), stdout=subprocess.PIPE, start_new_session=True)
     end = time.monotonic() + 60
     kernels = []
-    while not kernels and time.monotonic() < end:
-        kernels = [p for p in psutil.Process(process.pid).children() if "ipykernel" in " ".join(p.cmdline())]
+    while not (kernels and (project / "build/01_toy/01_good.html").exists()) and time.monotonic() < end:
+        kernels = kernels_of(process)
         time.sleep(0.1)
     assert kernels, "no kernel was started"
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130 and "stopped" in output
+    assert process.returncode == 130 and "stopped after 1 of 2 lessons" in output and "FAILED" not in output
+    report = json.loads((project / "build/report.json").read_text(encoding="utf-8"))
+    assert report["stopped"] is True and report["lessons"] == 2
+    assert [(r["name"], r["error"]) for r in report["notebooks"]] == [("01_toy/01_good", "")]
+    index = (project / "build/index.html").read_text(encoding="utf-8")
+    assert "Stopped after 1 of 2 lessons." in index and 'href="01_toy/01_good.html"' in index
     _, alive = psutil.wait_procs(kernels, timeout=10)
     assert not alive
+
+
+def test_run_refuses_a_setting_that_cannot_be_before_the_first_lesson(project):
+    make_notebook(project / "01_toy/01_good.ipynb", GOOD)
+    done = tool(project, "run", LLM_DEVICE="nonsense")
+    assert done.returncode == 1 and re.fullmatch(r"LLM_DEVICE='nonsense' cannot be used here: .*\n", done.stderr)
+    assert not (project / "build").exists()
 
 
 def test_a_cell_that_runs_too_long_is_reported(tmp_path):
@@ -131,8 +154,13 @@ def test_a_cell_that_runs_too_long_is_reported(tmp_path):
     assert result.cell == 3 and result.error == "this cell ran for more than 2 seconds" and result.seconds < 30
 
 
-def test_save_writes_clean_outputs_in_place(tmp_path, capsys):
-    sources = [*GOOD, "Text.", "import sys\nfrom tqdm import tqdm\nfor i in tqdm(range(3)):\n    pass\nlen('four')"]
+def test_save_writes_clean_outputs_in_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_DTYPE", "bfloat16")  # saved outputs do not depend on it
+    code = ("import os, sys\nfrom tqdm import tqdm\nassert os.environ['LLM_DTYPE'] == 'float32'\n"
+            "for i in tqdm(range(3)):\n    pass\nlen('four')")
+    sources = [*GOOD, "Text.", code]
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / notebooks.BADGE, tmp_path / notebooks.BADGE)
     path = make_notebook(tmp_path / "01_toy/01_good.ipynb", sources)
     other = make_notebook(tmp_path / "01_toy/02_bad.ipynb", BAD)
     ids = [cell.id for cell in notebooks.read(path).cells]
@@ -185,15 +213,17 @@ def test_sample_data_names_what_is_not_real(monkeypatch, tmp_path):
 
 def test_badges_rewrite_the_link_and_the_clone_address(tmp_path):
     clone = 'run(["git", "clone", "--depth", "1", "https://github.com/your_account/build-a-gpt"], check=True)'
-    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", [OPENING, clone, "See https://github.com/openai/tiktoken."])
+    opening = OPENING.replace("../tools/colab_badge.svg", "https://example.org/badge.svg")
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", [opening, clone, "See https://github.com/openai/tiktoken."])
     before = path.read_text(encoding="utf-8")
     assert badges.main(["someone/my-gpt"], tmp_path) == 0
     after = path.read_text(encoding="utf-8")
     assert before.count("your_account/build-a-gpt") == 2 and after.count("someone/my-gpt") == 2
     assert "your_account" not in after and "github.com/openai/tiktoken" in after
+    assert notebooks.read(path).cells[0].source == OPENING.replace("your_account/build-a-gpt", "someone/my-gpt")
     assert notebooks.read(path).cells[1].source == clone.replace("your_account/build-a-gpt", "someone/my-gpt")
     for wrong in ([], ["someone"], ["a/b", "c/d"], ["https://github.com/a/b"]):
-        with pytest.raises(SystemExit, match="usage"):
+        with pytest.raises(SystemExit, match="2"):
             badges.main(wrong, tmp_path)
 
 
@@ -203,7 +233,7 @@ def test_clean_removes_what_the_tools_made_and_nothing_else(tmp_path):
     for name in made + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    clean.main(tmp_path)
+    clean.main([], tmp_path)
     assert not any((tmp_path / name).exists() for name in made) and all((tmp_path / name).exists() for name in kept)
 
 
@@ -222,11 +252,56 @@ def test_a_page_survives_a_formula_that_cannot_be_converted(monkeypatch, tmp_pat
     assert "$a &lt; b$" in pages.notebook_page(notebook, tmp_path / "x.ipynb")
 
 
-def test_only_fits_names_folders_and_stems():
-    paths = [Path("01_a/01_x.ipynb"), Path("02_b/01_y.ipynb")]
-    for pattern, expected in [("01_a", paths[:1]), ("*y", paths[1:]), ("02_b/*", paths[1:]), ("01_*", paths),
-                              ("01_x.ipynb", paths[:1]), (None, paths)]:
-        assert run.chosen(paths, pattern, notebooks.name_of) == expected, pattern
+def test_only_takes_chapters_lessons_and_patterns_of_the_path(tmp_path):
+    for name in ("01_a/01_x", "01_a/02_y", "02_b/01_y", "02_b/02_z", "02_b/Untitled"):
+        make_notebook(tmp_path / f"{name}.ipynb", ["# T", "1"])
+    x, y, second_y, z = paths = notebooks.lessons(tmp_path)  # a file without a number is the reader's own
+    for wanted, expected in [
+            ("2", [second_y, z]), ("02", [second_y, z]), ("2.1", [second_y]), ("1.2", [y]), ("02_*", [second_y, z]),
+            ("02_b", [second_y, z]), ("02_b/", [second_y, z]), ("02_b/*", [second_y, z]), ("*y", [y, second_y]),
+            ("01_a/02_y.ipynb", [y]), ("./01_a/01_x", [x]), ("*", paths), ("2.2,1", [x, y, z]), ("*x, 2.2", [x, z])]:
+        assert notebooks.chosen(run.arguments_of(["--only", wanted]).only, tmp_path) == expected, wanted
+    twice = run.arguments_of(["--only", "2.2", "1.1", "--jobs", "1", "--only", "1"]).only
+    assert notebooks.chosen(twice, tmp_path) == [x, y, z]
+    for wanted in ("3", "1.3", "01_x", "01_x.ipynb", "1.", "", "2,3", "y"):
+        with pytest.raises(SystemExit, match="no lesson fits '.*'; there are:\n  1.1  01_a/01_x\n"):
+            notebooks.chosen(run.arguments_of(["--only", wanted]).only, tmp_path)
+
+
+# What happens before the set-up: help, and the refusal of what a tool does not know.
+
+def bare(project, name, *arguments):
+    """A tool in a Python that has nothing but the standard library, in a course without `.venv`."""
+    code = f"""import runpy, sys
+sys.path.insert(0, '.')
+sys.argv[1:] = {list(arguments)!r}
+runpy.run_module('tools.{name}', run_name='__main__', alter_sys=True)"""
+    return subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=project, text=True, capture_output=True,
+                          encoding="utf-8", timeout=30)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("run", "--only LESSONS"), ("lab", "[LESSON]"), ("test", "pytest --help"), ("save", "--allow-sample"),
+    ("clean", "build/ and caches"), ("setup", "--tests"), ("badges", "OWNER/REPOSITORY")])
+def test_help_is_only_help(project, name, says):
+    before = sorted(project.rglob("*"))
+    for flag in ("--help", "-h"):
+        done = bare(project, name, flag)
+        assert done.returncode == 0 and says in done.stdout and not done.stderr, done.stderr
+    assert [path for path in sorted(project.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize(("name", "arguments", "says"), [
+    ("run", ["--onyl", "2"], "unrecognized arguments: --onyl"), ("run", ["--only", "2"], "no lesson fits '2'"),
+    ("lab", ["7.7"], "no lesson fits '7.7'"), ("save", ["--al"], "unrecognized arguments: --al"),
+    ("clean", ["--all"], "unrecognized arguments: --all"), ("setup", ["--test"], "unrecognized arguments: --test"),
+    ("badges", ["me/it", "--dry"], "unrecognized arguments: --dry")])
+def test_what_a_tool_does_not_know_is_refused_before_the_set_up(project, name, arguments, says):
+    make_notebook(project / "01_toy/01_good.ipynb", GOOD)
+    (project / "build").mkdir()
+    done = bare(project, name, *arguments)
+    assert done.returncode in (1, 2) and says in done.stderr and "Traceback" not in done.stderr
+    assert (project / "build").exists() and not (project / ".venv").exists()
 
 
 # The lessons under pytest (conftest.py).
@@ -390,3 +465,43 @@ def test_the_network_can_be_blocked_for_a_process_and_its_children(tmp_path):
 def test_pytest_is_spread_over_two_workers_unless_told_otherwise():
     assert test_tool.pytest_command("python", ["-k", "mask"])[5:] == ["-n", "2", "--dist", "loadfile", "-k", "mask"]
     assert test_tool.pytest_command("python", ["-n0", "-x"])[5:] == ["-n0", "-x"]
+
+
+# The passes of `tools.test`.
+
+@pytest.fixture
+def passes(monkeypatch):
+    """A function that plays `tools.test` and gives what each pass would run: title, arguments, environment."""
+    seen = []
+    monkeypatch.setattr(test_tool, "run", lambda title, command, variables: seen.append((title, command, variables)))
+    monkeypatch.setattr(test_tool, "colab_python", lambda: "colab-python")
+    monkeypatch.setattr(setup, "enter", lambda *arguments: None)
+    monkeypatch.setattr("shared.runtime.autocast_dtype", lambda device: None)  # a CPU without bfloat16 units
+
+    def play(*arguments):
+        seen.clear()
+        assert test_tool.main(list(arguments)) == 0
+        return {title: (command, variables) for title, command, variables in seen}
+
+    return play
+
+
+def test_all_runs_every_number_format(passes, monkeypatch):
+    monkeypatch.delenv("LLM_DTYPE", raising=False)
+    assert list(passes("-k", "mask")) == ["ruff", "lessons and tests"]
+    whole = passes("--all", "-x")
+    assert list(whole) == ["ruff", "lessons and tests", "lessons and tests of training in bfloat16",
+                           "without network, mirror and data", "with Colab's versions"]
+    command, variables = whole["lessons and tests of training in bfloat16"]
+    assert variables["LLM_DTYPE"] == "bfloat16" and command[-3:] == ["05_instruction_finetune", *test_tool.TRAINING]
+    assert {"-x", "01_working_with_text", "03_gpt"} < set(command)
+    assert not any("LLM_DTYPE" in variables for title, (_, variables) in whole.items() if "in bfloat16" not in title)
+    command, _ = passes("--all", "tests/test_text.py")["lessons and tests of training in bfloat16"]
+    assert command[-1] == "tests/test_text.py"  # a part that is named stays that part
+
+    monkeypatch.setenv("LLM_DTYPE", "bfloat16")
+    whole = passes("--all")
+    assert whole["lessons and tests"][1]["LLM_DTYPE"] == "bfloat16"
+    assert whole["lessons and tests of training in float32"][1]["LLM_DTYPE"] == "float32" and len(whole) == 5
+    monkeypatch.setenv("LLM_DTYPE", "float16")
+    assert len(passes("--all")) == 6

@@ -1,5 +1,6 @@
 """Remove what the tools made: build/ and caches. `.venv`, the downloaded data and saved checkpoints stay."""
 
+import argparse
 import shutil
 import sys
 
@@ -18,7 +19,8 @@ def remove_caches(folder):
                 remove_caches(path)
 
 
-def main(root=ROOT):
+def main(arguments=None, root=ROOT):
+    argparse.ArgumentParser(prog="python -m tools.clean", allow_abbrev=False, description=__doc__).parse_args(arguments)
     shutil.rmtree(root / "build", ignore_errors=True)
     remove_caches(root)
     return 0

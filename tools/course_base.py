@@ -128,7 +128,7 @@ def card(run, corpus, heldout, model, tokenizer, note=""):
     shape = (f"{c.n_layers} layers, {c.n_heads} heads, {c.emb_dim} wide, context {c.context_length}, tied head")
     how = (f"{settings['tokens_per_step']:,} tokens a step, {settings['optimizer']}, rate {settings['lr']} to "
            f"{settings['min_lr']} (cosine), weight decay {settings['weight_decay']}, clipping {settings['clip']}, "
-           "float32")  # fmt: skip
+           f"{settings['number_format']}")  # fmt: skip
     wanted = ", ".join(value for key, value in manifest["settings"]["keep_meta"])
     every = max(1, len(evaluated) // 12)
     curve = evaluated[::every] + ([evaluated[-1]] if (len(evaluated) - 1) % every else [])
@@ -136,7 +136,7 @@ def card(run, corpus, heldout, model, tokenizer, note=""):
     dash = "not measured (needs `pyppmd`)"
     return f"""# The course base
 
-A small GPT for chapters 4 and 5 where GPT-2 is too large or cannot be had. It was pretrained with the course's own
+A small GPT for chapters 4 and 5 where GPT-2 is too large or not available. It was pretrained with the course's own
 scripts, `03_gpt/prepare_corpus.py` and `03_gpt/pretrain.py`, and is loaded by `shared.weights.load_base()` or by
 `transformers`. It knows the rhythm of English and little of the world; it makes things up, and repeats the views of
 its sources, most of them more than ninety years old. It is for lessons, not for use.

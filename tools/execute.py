@@ -1,6 +1,7 @@
 """Notebooks run from top to bottom, each in a kernel and folder of its own: time, peak memory, what went wrong."""
 
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -129,16 +130,18 @@ def last_lines(traceback, count=15):
 def run_all(paths, jobs=1, cell_seconds=CELL_SECONDS, environment=None, before=None, after=None):
     """Run notebooks in order, `jobs` at a time; returns their Results in the same order.
 
-    `before(path)` and `after(result)` are called as each one starts and ends. Ctrl-C ends all kernels at once.
+    `before(path)` is called as each one starts, `after(result)` as it ends, one call at a time. Ctrl-C ends all kernels
+    at once; for their notebooks `after` is not called.
     """
-    managers = []
+    managers, lock, stopped = [], threading.Lock(), threading.Event()
 
     def one(path):
         if before:
             before(path)
         result = run_notebook(path, cell_seconds, environment, managers.append)
-        if after:
-            after(result)
+        with lock:
+            if after and not stopped.is_set():
+                after(result)
         return result
 
     pool = ThreadPoolExecutor(jobs)
@@ -146,10 +149,12 @@ def run_all(paths, jobs=1, cell_seconds=CELL_SECONDS, environment=None, before=N
     try:
         wait_for(futures)  # in threads, because nbclient takes over Ctrl-C in the main one
     except KeyboardInterrupt:
+        stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for manager in managers:
             kill(manager)
-        raise
+        with lock:  # what was finished just now is also told of
+            raise
     pool.shutdown()
     return [future.result() for future in futures]
 

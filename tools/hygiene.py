@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from tools import notebooks
 
@@ -15,9 +15,15 @@ ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/~])/(?:home|root|Users|work|tmp|var|usr
                                |(?<!\w)[A-Za-z]:\\+(?:Users|Windows|Temp)|file:///|/site-packages/""", re.VERBOSE)
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 WARNING = re.compile(r"\b\w*Warning\b:|\bWARNING\b")
-IMAGE = re.compile(r"!\[[^\]]*\]\(\s*([^)\s]+)|<img\b[^>]*\bsrc\s*=\s*[\"']?([^\"'\s>]+)")
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(\s*([^)\s]+)[^)]*\)")
-COLAB_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+IMAGE = re.compile(r"""!\[[^\]]*\]\(\s*<?([^)\s>]+)
+                       |<(?:img|source|image)\b[^>]*?\b(?:src|srcset|href)\s*=\s*["']?([^"'\s>]+)""", re.VERBOSE)
+REMOTE_IMAGE = re.compile(r"""\bImage\(\s*(?:url\s*=\s*|data\s*=\s*)?["'](?:https?:)?//[^"']*""")  # IPython.display's
+LINK = re.compile(r"\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(\s*<?([^)\s>]+)[^)]*\)")
+DEFINED_LINK = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
+COLAB_BADGE = f"[![Open in Colab](../{notebooks.BADGE})](https://colab.research.google.com/github/"
+SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=\W*[A-Z])|\n\s*\n|\n\|")
+LESSONS_NAMED = re.compile(r"\b[Ll]essons?\s+((?:\d+\.\d+(?:\s*(?:,|–|-|and|or|to)\s*)*)+)")
+LESSON_FILE = re.compile(r"(?<![\w/.-])(0\d_\w+(?:/\d\d_\w+)?)")
 QUICK_BRANCH = re.compile(r"""^\s*(?:el)?if\b.*(?:\bquick\b|["']full["']|\bscale\(\))""", re.MULTILINE)
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
@@ -66,6 +72,8 @@ def violations(path, root=notebooks.ROOT):
     found += saved_outputs(notebook)
     found += [f"cell {i}: {what}" for i, cell in enumerate(notebook.cells) if cell.cell_type == "markdown"
               for what in wrong_with_prose(cell.source, path, root)]
+    found += [f"cell {i}: {what}" for i, cell in notebooks.code_cells(notebook)
+              for what in missing_lessons(cell.source, path, root)]
     return found + structure(notebook, path, root)
 
 
@@ -83,6 +91,7 @@ def saved_outputs(notebook):
                 found.append(f"cell {i}: saved stderr: {output.text[:100]!r}")
             if any("widget" in kind for kind in output.get("data", {})):
                 found.append(f"cell {i}: a saved widget")
+            found += [f"cell {i}: a picture from elsewhere: {address}" for address in remote_pictures(text)]
             if WARNING.search(text):
                 found.append(f"cell {i}: a saved warning: {text[:100]!r}")
             if match := ABSOLUTE_PATH.search(text):
@@ -96,6 +105,7 @@ def wrong_with_code(cell):
     found = [] if cell.source.strip() else ["an empty code cell"]
     if QUICK_BRANCH.search(cell.source):
         found.append("branches on the scale; name both settings once in a table instead")
+    found += [f"a picture from elsewhere: {address}" for address in remote_pictures(cell.source)]
     for key in ("execution", "colab", "outputId", "ExecuteTime"):
         if key in cell.metadata:
             found.append(f"metadata of one run: {key}")
@@ -114,25 +124,51 @@ def without_code(source):
 
 
 def wrong_with_prose(source, path, root):
-    """Pictures from elsewhere, dead links, folds that are not closed."""
-    source, found = without_code(source), []
+    """Pictures from elsewhere, dead links, lessons that are not there, folds that are not closed."""
+    found = [f"a picture from elsewhere: {address}" for address in remote_pictures(source)]
+    found += missing_lessons(source, path, root)
+    source = without_code(source)
     for tag in ("details", "summary"):
         if len(re.findall(f"<{tag}[ >]", source)) != source.count(f"</{tag}>"):
             found.append(f"<{tag}> is not closed")
-    for match in IMAGE.finditer(source):
-        address = match.group(1) or match.group(2)
-        if urlparse(address).scheme in ("http", "https"):
-            if address != COLAB_BADGE:
-                found.append(f"a picture from elsewhere: {address}")
-        elif not address.startswith(("attachment:", "data:")) and not (path.parent / address).exists():
+    for address in pictures(source):
+        if not is_remote(address) and not address.startswith(("attachment:", "data:")) \
+                and not (path.parent / address).exists():
             found.append(f"a picture that does not exist: {address}")
-    for address in LINK.findall(source):
+    for address in LINK.findall(source) + DEFINED_LINK.findall(source):
         parts = urlparse(address)
         if not parts.scheme and parts.path:
-            target = (path.parent / parts.path).resolve()
+            target = (path.parent / unquote(parts.path)).resolve()
             if not target.exists() or not target.is_relative_to(root.resolve()):
                 found.append(f"a link that leads nowhere: {address}")
     return found
+
+
+def is_remote(address):
+    return address.startswith("//") or urlparse(address).scheme in ("http", "https")
+
+
+def pictures(text):
+    return [markdown or tag for markdown, tag in IMAGE.findall(text)]
+
+
+def remote_pictures(text):
+    """Addresses of pictures on other hosts in Markdown, HTML or a call of IPython's `Image`."""
+    return [address for address in pictures(text) if is_remote(address)] + REMOTE_IMAGE.findall(text)
+
+
+def missing_lessons(text, path, root):
+    """Lessons named in a text that do not exist; a sentence that says "in preparation" may name them."""
+    there, found = {notebooks.number_of(p) for p in notebooks.lessons(root)}, []
+    for sentence in SENTENCE.split(text):
+        if "in preparation" in sentence:
+            continue
+        named = " ".join(LESSONS_NAMED.findall(sentence))
+        found += [number for number in re.findall(r"\d+\.\d+", named) if number not in there]
+        for name in LESSON_FILE.findall(sentence):
+            if not any(list(folder.glob(name + "*")) for folder in (path.parent, root)):
+                found.append(name)
+    return [f'a lesson that is not there: {name} (say "in preparation" in that sentence)' for name in found]
 
 
 def structure(notebook, path, root):
@@ -145,8 +181,8 @@ def structure(notebook, path, root):
             found.append(f"cell {i}: the third code cell in a row")
     links = [link for cell in notebook.cells[:1] for link in COLAB_LINK.findall(cell.source)]
     own = path.resolve().relative_to(root.resolve()).as_posix()
-    if [target for _, target in links] != [own]:
-        found.append(f"the first cell should have one Colab badge, with a link that ends in /blob/main/{own}")
+    if [target for _, target in links] != [own] or COLAB_BADGE not in notebook.cells[0].source:
+        found.append(f"the first cell should have one Colab badge {COLAB_BADGE}... that ends in /blob/main/{own}")
     if sum("setup" in notebooks.tags(cell) for cell in notebook.cells) != 1:
         found.append("there should be one cell with the tag 'setup'")
     return found

@@ -1,19 +1,22 @@
-"""The lessons as files: where they are, how they are read and written."""
+"""The lessons as files: where they are, how one is named, how they are read and written.
 
+Only reading and writing need more than the standard library: tools look for lessons before the set-up too.
+"""
+
+import fnmatch
 import re
 import sys
 from pathlib import Path
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build a grammar of web addresses: two seconds a start
-import nbformat  # noqa: E402
-
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_CELL = (ROOT / "tools" / "setup_cell.py").read_text(encoding="utf-8").strip()  # the same in every lesson
+BADGE = "tools/colab_badge.svg"  # the picture in the first cell of every lesson
 
 
 def lessons(root=ROOT):
     """Paths of all lesson notebooks, in reading order."""
-    return sorted(Path(root).glob("0?_*/*.ipynb"))
+    return sorted(Path(root).glob("0?_*/[0-9][0-9]_*.ipynb"))
 
 
 def name_of(path):
@@ -22,12 +25,44 @@ def name_of(path):
     return f"{path.parent.name}/{path.stem}"
 
 
+def number_of(path):
+    """`2.1`: chapter and lesson."""
+    path = Path(path)
+    return f"{int(path.parent.name[:2])}.{int(path.name[:2])}"
+
+
+def fits(path, wanted):
+    """Whether a lesson is meant by `2` (its chapter), `2.1` (itself) or a pattern of its path such as `02_*`, `*mask`.
+
+    A pattern has to fit the whole of `02_attention/01_simple_self_attention`, or the name of the folder.
+    """
+    number = number_of(path)
+    if re.fullmatch(r"\d+(\.\d+)?", wanted):
+        return wanted.lstrip("0") in (number, number.split(".")[0])
+    pattern = re.sub(r"^\./|\.ipynb$|/$", "", wanted)
+    return any(fnmatch.fnmatch(name, pattern) for name in (name_of(path), Path(path).parent.name))
+
+
+def chosen(wanted, root=ROOT):
+    """The lessons that fit one or more of the strings in `wanted`, in reading order; SystemExit if one fits none."""
+    paths = lessons(root)
+    for one in wanted:
+        if not any(fits(path, one) for path in paths):
+            there = "".join(f"\n  {number_of(path)}  {name_of(path)}" for path in paths) or " none"
+            raise SystemExit(f"no lesson fits {one!r}; there are:{there}")
+    return [path for path in paths if any(fits(path, one) for one in wanted)]
+
+
 def read(path):
+    import nbformat
+
     return nbformat.read(path, as_version=4)
 
 
 def write(notebook, path):
     """Write a notebook with one trailing newline and Unix line ends, the same on every system."""
+    import nbformat
+
     text = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
     Path(path).write_text(text, encoding="utf-8", newline="\n")
 

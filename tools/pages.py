@@ -20,7 +20,7 @@ TEMPLATE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 """
-COLAB_BADGE = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/[^)]*\)\]")
+COLAB_BADGE = re.compile(r"!\[(Open in Colab)\]\([^)]*\)")
 LESSON_LINK = re.compile(r"(\]\([^):#]*)\.ipynb(#[^)]*)?\)")
 
 
@@ -60,7 +60,7 @@ def notebook_page(notebook, path):
     notebook = deepcopy(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = LESSON_LINK.sub(r"\1.html\2)", COLAB_BADGE.sub("[Open in Colab]", cell.source))
+            cell.source = LESSON_LINK.sub(r"\1.html\2)", COLAB_BADGE.sub(r"\1", cell.source))
     page, _ = exporter_for(Path(path).parent).from_notebook_node(notebook, {"metadata": {"name": Path(path).stem}})
     return page
 
@@ -90,7 +90,7 @@ th {{ color: var(--soft); font-weight: 600; }}
 <tbody>
 {rows}
 </tbody></table></div>
-<p class="soft">Scale: {scale}. Data: {data}.<br>{machine}<br>{finished}</p>
+<p class="soft">Scale: {scale}. Number format: {dtype}. Data: {data}.<br>{machine}<br>{finished}</p>
 </body></html>
 """
 ROW = ('<tr><td><a href="{name}.html">{name}</a> <a class="soft" href="{name}.ipynb">ipynb</a></td>'
@@ -105,5 +105,7 @@ def index_page(report):
     failed = sum(bool(r["error"]) for r in report["notebooks"])
     summary = f"{len(rows)} lessons in {report['seconds']:.0f} seconds, " + (
         f'<strong class="bad">{failed} failed</strong>.' if failed else "all of them without an error.")
-    words = {key: html.escape(report[key]) for key in ("scale", "data", "machine", "finished")}
+    if report["stopped"]:
+        summary = f'<strong class="bad">Stopped after {len(rows)} of {report["lessons"]} lessons.</strong> ' + summary
+    words = {key: html.escape(report[key]) for key in ("scale", "dtype", "data", "machine", "finished")}
     return INDEX.format(summary=summary, rows="\n".join(rows), **words)

@@ -1,7 +1,8 @@
 """Run lessons and save their outputs in place: `python -m tools.save NOTEBOOK ... | --all`. For maintainers.
 
-Each notebook runs from top to bottom at quick scale on the CPU with the real data, is cleaned (tools/hygiene.py) and
-written back. A notebook that fails, or whose outputs would break the rules for saved outputs, is left as it was.
+Each notebook runs from top to bottom at quick scale on the CPU with the real data, in float32 whatever the processor is
+fast in, is cleaned (tools/hygiene.py) and written back. A notebook that fails, or whose outputs would break the rules
+for saved outputs, is left as it was.
 """
 
 import argparse
@@ -12,12 +13,14 @@ from pathlib import Path
 
 from tools import setup
 
+ENVIRONMENT = {"LLM_SCALE": "quick", "LLM_DEVICE": "cpu", "LLM_DTYPE": "float32"}
+
 
 def save(path):
     """Run, clean, check and write one notebook; returns what is wrong, one sentence each ([] when it was written)."""
     from tools import execute, hygiene, notebooks
 
-    (result,) = execute.run_all([Path(path)], environment={"LLM_SCALE": "quick", "LLM_DEVICE": "cpu"})
+    (result,) = execute.run_all([Path(path)], environment=ENVIRONMENT)
     if result.error:
         return [f"cell {result.cell}: {result.error}", *result.trace.splitlines()]
     notebook = hygiene.clean(result.notebook)
@@ -43,7 +46,7 @@ def sample_data():
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m tools.save", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m tools.save", allow_abbrev=False, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
     parser.add_argument("--all", action="store_true", help="all lessons")

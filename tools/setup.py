@@ -6,6 +6,7 @@ LLM_PYTHON to its path; or say --no-venv to stay with the one that is running. p
 instance PIP_INDEX_URL, PIP_FIND_LINKS=/media/usb/wheels or PIP_NO_INDEX=1.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -189,9 +190,12 @@ def enter(module, arguments, files=(COURSE,)):
 
 
 def main(arguments=None):
-    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m tools.setup", allow_abbrev=False, description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tests", action="store_true", help="also what the tests need")
+    options = parser.parse_args(arguments)
     try:
-        python = ensure((COURSE, TESTS) if "--tests" in arguments else (COURSE,))
+        python = ensure((COURSE, TESTS) if options.tests else (COURSE,))
     except SetupError as error:
         sys.exit("set-up: {}".format(error))
     print("ready: {}".format(python))

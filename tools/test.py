@@ -1,21 +1,23 @@
 """Prove the course: `python -m tools.test [--all] [pytest's own arguments]`.
 
-One pass: ruff, then pytest over tests/ and every lesson, spread over two workers. `--all` adds two passes: one with the
-network blocked, no mirror and an empty data folder, and one with the package versions of Colab. Arguments of pytest
-name a part, for instance: python -m tools.test -k mask 02_attention
+One pass: ruff, then pytest over tests/ and every lesson, spread over two workers. Arguments of pytest name a part, for
+instance: python -m tools.test -k mask 02_attention. For pytest's own help: python -m pytest --help in .venv.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tools import setup
+from tools import notebooks, setup
 
 ROOT = setup.ROOT
 COLAB = "tests/requirements-colab.txt"
 COLAB_VENV = ROOT / "build" / "colab-venv"
+FORMATS = ("float32", "bfloat16")  # what the CPU can train in
+TRAINING = ("tests/test_training.py", "tests/test_pretrain.py")
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 
 
@@ -61,20 +63,51 @@ def colab_python():
     return python
 
 
+def other_formats(environment):
+    """The number formats in which the main pass does not train."""
+    from shared import runtime
+
+    wanted = environment.get("LLM_DTYPE", "").strip().lower() or "auto"
+    if wanted == "auto":
+        wanted = str(runtime.autocast_dtype("cpu") or "float32").removeprefix("torch.")
+    return [name for name in FORMATS if name != wanted]
+
+
+def names_a_part(arguments):
+    """Whether the arguments of pytest name files or folders."""
+    return any((ROOT / a.split("::")[0]).exists() for a in arguments if not a.startswith("-"))
+
+
 def run(title, command, environment):
     print(f"\n=== {title}", flush=True)
     return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode
 
 
+def arguments_of(arguments):
+    """(whether `--all` was given, what pytest gets); prints the help and ends when that is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tools.test", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="four passes: this one; the lessons and the tests of "
+                        "training in the other number format; everything with the network blocked, no mirror and an "
+                        "empty data folder; everything with the package versions of Colab")
+    parser.add_argument("--no-venv", action="store_true", help="stay in the Python that is running")
+    options, rest = parser.parse_known_args(arguments)
+    return options.all, rest
+
+
 def main(arguments=None):
-    arguments = setup.enter("tools.test", sys.argv[1:] if arguments is None else arguments,
-                            (setup.COURSE, setup.TESTS))
-    everything = "--all" in arguments
-    arguments = [a for a in arguments if a != "--all"]
+    given = sys.argv[1:] if arguments is None else arguments
+    everything, arguments = arguments_of(given)
+    setup.enter("tools.test", given, (setup.COURSE, setup.TESTS))
     environment = shared_out(dict(os.environ))
     results = {"ruff": run("ruff", [sys.executable, "-m", "ruff", "check", "--quiet"], environment)}
     results["pytest"] = run("lessons and tests", pytest_command(sys.executable, arguments), environment)
     if everything:
+        folders = sorted({path.parent.name for path in notebooks.lessons()})
+        part = arguments if names_a_part(arguments) else [*arguments, *folders, *TRAINING]
+        for name in other_formats(environment):
+            results[f"in {name}"] = run(f"lessons and tests of training in {name}",
+                                        pytest_command(sys.executable, part), environment | {"LLM_DTYPE": name})
         with tempfile.TemporaryDirectory(prefix="no-data-") as folder:
             results["without network and data"] = run(
                 "without network, mirror and data", pytest_command(sys.executable, arguments),
@@ -85,7 +118,8 @@ def main(arguments=None):
             print(f"set-up: {error}")
             results["with Colab's versions"] = 1
         else:
-            jupyter = {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}  # nbconvert's templates lie there
+            share = Path(sys.prefix) / "share" / "jupyter"  # nbconvert's templates lie there, and JupyterLab's pages
+            jupyter = {"JUPYTER_PATH": str(share), "JUPYTERLAB_DIR": str(share / "lab")}
             results["with Colab's versions"] = run(
                 "with Colab's versions", pytest_command(python, arguments), environment | jupyter)
     failed = [name for name, status in results.items() if status]

@@ -1,0 +1,169 @@
+"""`make lab` in a real JupyterLab and a real browser: the reader clicks from the first lesson to the last."""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+
+import psutil
+import pytest
+from playwright.sync_api import BrowserType, Error, sync_playwright
+
+from tools import lab, notebooks
+
+LESSONS = [path.relative_to(notebooks.ROOT).as_posix() for path in notebooks.lessons()]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "microsoft-edge")
+PATIENCE = 60_000  # milliseconds for one click to take effect, on a busy machine
+IS_OPEN = """path => {
+    const context = window.jupyterapp?.shell.currentWidget?.context;
+    return context?.isReady && context.path === path;
+}"""
+SHOWS_BADGE = """() => {
+    const image = window.jupyterapp.shell.currentWidget.node.querySelector('img[alt="Open in Colab"]');
+    return image?.naturalWidth > 0;
+}"""
+IN_SIGHT = '{"windowingMode": "full"}'  # JupyterLab builds only the cells in sight: half of this test's time
+TO_THE_END = """() => {
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    notebook.activeCellIndex = notebook.widgets.length - 1;
+    notebook.scrollToItem(notebook.activeCellIndex, 'end');  // a promise that waits long: not returned
+}"""
+
+
+@contextlib.contextmanager
+def chromium():
+    """A browser of the Chromium family: one on the PATH, Playwright's own, or an installed Chrome or Edge."""
+    on_path = [{"executable_path": found} for name in BROWSERS if (found := shutil.which(name))]
+    with sync_playwright() as playwright:
+        for choice in (*on_path, {}, {"channel": "chrome"}, {"channel": "msedge"}):
+            try:
+                browser = playwright.chromium.launch(**choice)
+            except Error:
+                continue
+            yield browser
+            browser.close()
+            return
+        words = "SKIPPED LOUDLY: no Chromium, Chrome or Edge could be started, so nobody clicked through JupyterLab"
+        warnings.warn(words, stacklevel=2)
+        pytest.skip(words)
+
+
+@contextlib.contextmanager
+def jupyterlab(folder):
+    """`python -m tools.lab` on a free port, in a copy of the course, for JupyterLab saves by itself, and with settings
+    folders of its own. Gives the address and the token.
+    """
+    course = folder / "course"
+    for path in [*(notebooks.ROOT / name for name in ("shared", "tools")), *notebooks.ROOT.glob("0?_*")]:
+        shutil.copytree(path, course / path.name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("README.md", "requirements.txt"):
+        shutil.copy(notebooks.ROOT / name, course)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
+                                                 "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+    settings = folder / "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(IN_SIGHT, encoding="utf-8")
+    token, log = secrets.token_hex(8), folder / "log"
+    command = [sys.executable, "-m", "tools.lab", "--no-venv", "--no-browser", f"--port={port}",
+               "--port-retries=0", f"--IdentityProvider.token={token}", "--allow-root",
+               "--LabApp.expose_app_in_browser=True"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, cwd=course, env=os.environ | own, stdout=output, stderr=output)
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                assert server.poll() is None, log.read_text(encoding="utf-8")
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/login", timeout=5):
+                    break
+                time.sleep(0.25)
+            yield address, token
+        finally:
+            for process in [*psutil.Process(server.pid).children(recursive=True), server]:  # JupyterLab and its kernels
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            server.wait(30)
+
+
+def wait_for_file(page, path):
+    page.wait_for_function(IS_OPEN, arg=path, timeout=PATIENCE)
+
+
+def in_front(page, selector):
+    return page.locator(".jp-MainAreaWidget:not(.lm-mod-hidden)").locator(selector)
+
+
+def test_a_reader_clicks_from_the_first_lesson_to_the_last_and_to_the_readme(tmp_path):
+    with chromium() as browser, jupyterlab(tmp_path) as (address, token):
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        elsewhere = []
+        page.on("request", lambda request: elsewhere.append(request.url)
+                if re.match("https?:", request.url) and not request.url.startswith(address) else None)
+        page.goto(f"{address}/?token={token}")  # what JupyterLab opens in the reader's browser
+        for path, following in zip(LESSONS, [*LESSONS[1:], None]):
+            wait_for_file(page, path)
+            page.wait_for_function(SHOWS_BADGE)
+            if following:
+                page.evaluate(TO_THE_END)
+                in_front(page, f".jp-RenderedMarkdown a[href*='{following.split('/')[1]}']").last.click()
+
+        page.locator(".jp-FileBrowser .jp-BreadCrumbs-home").click()
+        page.locator(".jp-DirListing-item", has_text="README.md").dblclick()
+        wait_for_file(page, "README.md")
+        in_front(page, f"a[href*='{LESSONS[3]}']").first.click()
+        wait_for_file(page, LESSONS[3])
+        assert page.locator(".jp-Dialog").count() == 0
+        said = page.locator(".Toastify__toast").all_inner_texts()
+        assert not said, f"JupyterLab asks or tells: {said}"
+        assert not elsewhere, f"JupyterLab asked other hosts: {elsewhere}"
+
+
+def test_without_a_browser_the_report_says_so(monkeypatch):
+    def refuse(*arguments, **options):
+        raise Error("there is none")
+
+    monkeypatch.setattr(BrowserType, "launch", refuse)
+    with pytest.warns(match="SKIPPED LOUDLY: no Chromium"), pytest.raises(pytest.skip.Exception, match="no Chromium"):
+        with chromium():
+            pass
+
+
+def test_every_lesson_ends_with_a_link_to_the_next():
+    for path, following in zip(notebooks.lessons(), notebooks.lessons()[1:]):
+        links = re.findall(r"\]\(([^)]*)\)", notebooks.read(path).cells[-1].source)
+        assert [(path.parent / link).resolve() for link in links] == [following], notebooks.name_of(path)
+
+
+@pytest.mark.parametrize(("wanted", "page"), [
+    (None, LESSONS[0]), ("2.1", "02_attention/01_simple_self_attention.ipynb"), ("README.md", "README.md"),
+    ("2", "02_attention/01_simple_self_attention.ipynb"), (LESSONS[3], LESSONS[3]), ("*loading", LESSONS[1]),
+    (str(notebooks.ROOT / LESSONS[2]), LESSONS[2]),
+])
+def test_lab_opens_the_lesson_that_is_named(wanted, page):
+    assert lab.page_of(wanted) == page
+
+
+def test_lab_names_the_lessons_when_there_is_no_such_one(tmp_path):
+    with pytest.raises(SystemExit, match="(?s)no lesson fits '9.9'; there are:.*2.1  02_attention/01_simple"):
+        lab.page_of("9.9")
+    (tmp_path / "a.ipynb").touch()
+    with pytest.raises(SystemExit, match="is not in the course folder"):
+        lab.page_of(str(tmp_path / "a.ipynb"))
+
+
+def test_what_the_reader_says_goes_before_our_settings():
+    assert "--LabApp.news_url=None" in lab.command("README.md", [])
+    command = lab.command("a b/ü.ipynb", ["--port=9", "--LabApp.news_url=https://example.org"])
+    assert "--LabApp.default_url=/lab/tree/a%20b/%C3%BC.ipynb" in command
+    assert [option for option in command if "news_url" in option] == ["--LabApp.news_url=https://example.org"]
+    assert command[-2] == "--port=9"
