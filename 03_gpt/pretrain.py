@@ -581,7 +581,8 @@ def note_settings(args, config, manifest):
     """Write OUT/settings.json; where the run was begun before, say what is different now."""
     file = args.out / "settings.json"
     now = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    now |= {"config": asdict(config), "torch": torch.__version__}
+    number_format = str(autocast_dtype(get_device()) or torch.float32).removeprefix("torch.")
+    now |= {"config": asdict(config), "torch": torch.__version__, "number_format": number_format}
     now["corpus"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     try:
         before = now | json.loads(file.read_bytes()) if file.is_file() else now

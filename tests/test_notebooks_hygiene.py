@@ -1,7 +1,5 @@
 """Every lesson as it is saved: what its outputs must not hold, what its structure must be (tools/hygiene.py)."""
 
-import re
-
 import nbformat.v4 as nbf
 import pytest
 
