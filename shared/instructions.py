@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shared.classification import LengthBuckets
+from shared.data.formats import open_text
 from shared.generation import generate
-from shared.readers import open_text
 from shared.text import END_OF_TEXT, valid_unicode
 from shared.training import IGNORE, hidden_loss
 

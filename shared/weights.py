@@ -25,7 +25,7 @@ from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.runtime import scale
 from shared.text import END_OF_TEXT, GPT2_SPLIT, BPETokenizer, read_bpe_files, write_bpe_files
 
-COURSE_BASE = data.ROOT / "shared" / "course_base"
+COURSE_BASE = data.places.ROOT / "shared" / "course_base"
 
 # Our names and those of GPT-2's checkpoints. Names that begin with "c_" were made by a layer that multiplies x @ W
 # (Conv1D): their matrices are [in, out], nn.Linear's are [out, in].
@@ -150,7 +150,7 @@ def load_base(path=None, size="gpt2"):
     if path:
         return load_checkpoint_dir(path)
     if os.environ.get("LLM_BASE", "").strip():
-        return load_checkpoint_dir(data.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser())
+        return load_checkpoint_dir(data.places.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser())
     if scale() == "full":
         try:
             return load_gpt2(size)

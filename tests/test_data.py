@@ -1,4 +1,4 @@
-"""`shared.data` and `shared.download` against a local HTTP server that does everything wrong, and with no server."""
+"""`shared.data` against a local HTTP server that does everything wrong, and with no server."""
 
 import email.utils
 import errno
@@ -23,14 +23,17 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from shared import data, download, readers
+from shared import data
+from shared.data import checks, download, formats, network, places, readers
+from shared.data.__main__ import main
+from shared.data.registry import REGISTRY, Dataset, Form
 from tests.local_server import LocalServer, go_direct
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRROR = os.environ.get("LLM_MIRROR", "").strip()  # as the tests were called; each test starts without one
 BODY = bytes(range(256)) * 1200  # 307,200 bytes, more than a block
 OTHER = bytes(reversed(BODY))
-ENTRIES = list(data.REGISTRY.values())
+ENTRIES = dict(REGISTRY)  # the course's own
 CUT = 2**17
 
 
@@ -169,16 +172,19 @@ def course(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     go_direct(monkeypatch)
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(data, "REGISTRY", {})
-    monkeypatch.setattr(data, "SAMPLES", tmp_path / "samples")
-    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(places, "SAMPLES", tmp_path / "samples")
+    monkeypatch.setattr(network, "PAUSE", 0.01)
     monkeypatch.setattr(download, "dead_hosts", {})
     (tmp_path / "samples").mkdir()
+    REGISTRY.clear()
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(ENTRIES)
 
 
 def add(*urls, content=BODY, name="thing", file="sub/thing.bin", sample=None, sha256=True, size=True):
     """Register a file that ought to hold `content`."""
-    data.REGISTRY[name] = data.Dataset(
+    REGISTRY[name] = Dataset(
         name=name,
         file=file,
         urls=urls,
@@ -189,16 +195,16 @@ def add(*urls, content=BODY, name="thing", file="sub/thing.bin", sample=None, sh
         sample=sample,
     )
     if sample:
-        (data.SAMPLES / sample).write_bytes(b"a sample")
+        (places.SAMPLES / sample).write_bytes(b"a sample")
 
 
 def cached(file="sub/thing.bin"):
-    return data.data_dir() / file
+    return places.data_dir() / file
 
 
 def left_over():
     """What lies in the cache, beside files that are complete, their recorded checksums and their locks."""
-    names = [path.name for path in data.data_dir().rglob("*") if path.is_file()]
+    names = [path.name for path in places.data_dir().rglob("*") if path.is_file()]
     return sorted(name for name in names if name not in ("thing.bin", "thing.bin.sha256", "thing.bin.lock"))
 
 
@@ -212,7 +218,7 @@ def test_download_once_then_from_the_cache(server, monkeypatch):
     assert data.fetch("thing") == path
     monkeypatch.setattr(hashlib, "file_digest", lambda *args: pytest.fail("a known file was read again"))
     assert data.fetch("thing") == path
-    assert len(server.log) == 1 and left_over() == [] and not data.is_sample(path)
+    assert len(server.log) == 1 and left_over() == [] and not places.is_sample(path)
 
 
 def test_cut_download_goes_on_where_it_stopped(server):
@@ -224,7 +230,7 @@ def test_cut_download_goes_on_where_it_stopped(server):
 
 
 def test_cut_download_goes_on_in_a_later_call(server, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
+    monkeypatch.setattr(network, "TRIES", 1)
     add(server.serve("/a", body(BODY, cut=CUT), body(BODY)))
     with pytest.raises(data.DownloadError, match="breaks off"):
         data.fetch("thing")
@@ -236,11 +242,11 @@ def test_cut_download_goes_on_in_a_later_call(server, monkeypatch):
 def test_many_cuts_that_each_bring_something_are_no_failure(server):
     add(server.serve("/a", *[body(BODY, cut=70_000)] * 4, body(BODY)))
     assert data.fetch("thing").read_bytes() == BODY
-    assert len(server.log) == 5 > download.TRIES
+    assert len(server.log) == 5 > network.TRIES
 
 
 def test_another_address_goes_on_with_the_same_file(server, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
+    monkeypatch.setattr(network, "TRIES", 1)
     add(server.serve("/a", body(BODY, cut=CUT)), server.serve("/b", body(BODY)))
     assert data.fetch("thing").read_bytes() == BODY
     assert server.log == [("/a", None), ("/b", f"bytes={CUT}-")]
@@ -256,7 +262,7 @@ def test_server_without_ranges_that_always_cuts_is_given_up(server):
     add(server.serve("/a", body(BODY, ranges=False, cut=CUT)))
     with pytest.raises(data.DownloadError, match="breaks off"):
         data.fetch("thing")
-    assert len(server.log) == download.TRIES and not cached().exists()
+    assert len(server.log) == network.TRIES and not cached().exists()
 
 
 def test_pieces_of_two_files_are_not_put_together(server):
@@ -333,7 +339,7 @@ def test_content_length_too_long(server, known):
     else:
         with pytest.raises(data.DownloadError, match="breaks off"):
             data.fetch("thing")
-        assert not cached().exists() and len(server.log) == download.TRIES
+        assert not cached().exists() and len(server.log) == network.TRIES
 
 
 def test_file_too_long(server):
@@ -378,7 +384,7 @@ def test_always_500(server):
     add(server.serve("/a", status(500)))
     with pytest.raises(data.DownloadError, match="HTTP 500"):
         data.fetch("thing")
-    assert len(server.log) == download.TRIES and not cached().exists()
+    assert len(server.log) == network.TRIES and not cached().exists()
 
 
 def test_404_is_not_asked_again_and_the_second_address_is(server):
@@ -399,7 +405,7 @@ def test_error_names_each_address_its_reason_and_the_way_out(server):
 
 
 def test_silent_server_times_out_and_is_not_asked_again(server, monkeypatch):
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(network, "READ_TIMEOUT", 0.2)
     add(server.serve("/a", silent(20)))
     add(server.serve("/b", body(BODY)), name="second", file="second.bin")
     begin = time.monotonic()
@@ -414,7 +420,7 @@ def test_silent_server_times_out_and_is_not_asked_again(server, monkeypatch):
 
 
 def test_server_that_falls_silent_in_the_middle(server, monkeypatch):
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(network, "READ_TIMEOUT", 0.2)
     hold = threading.Event()
     add(server.serve("/a", body(BODY, cut=CUT, hold=hold), body(BODY)))
     try:
@@ -433,11 +439,11 @@ def test_host_that_swallows_packets_is_given_up_soon_and_once(monkeypatch, capsy
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(urllib3.util.connection, "create_connection", hang)
-    monkeypatch.setattr(download, "CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(network, "CONNECT_TIMEOUT", 0.2)
     for name in ("thing", "second"):
         add("https://data.invalid/x", name=name, file=f"{name}.bin", sample=f"{name}.txt")
-    assert data.is_sample(data.fetch("thing"))
-    assert data.is_sample(data.fetch("second"))
+    assert places.is_sample(data.fetch("thing"))
+    assert places.is_sample(data.fetch("second"))
     assert calls == [(("data.invalid", 443), 0.2)]
     assert "thing: not reachable (data.invalid: no connection within 0.2 s), using" in capsys.readouterr().out
     monkeypatch.setattr(download, "FORGET", -1)
@@ -474,8 +480,8 @@ def test_unknown_host_and_closed_port(server, monkeypatch):
 def sleeps(monkeypatch):
     """The pauses that were made, none of which takes time."""
     pauses = []
-    monkeypatch.setattr(download, "PAUSE", 0.5)
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    monkeypatch.setattr(network, "PAUSE", 0.5)
+    monkeypatch.setattr(network.time, "sleep", pauses.append)
     return pauses
 
 
@@ -511,8 +517,8 @@ def test_server_that_asks_for_too_much_patience(server, sleeps, after):
 
 def test_server_that_always_asks_for_a_pause(server, sleeps):
     add(server.serve("/a", status(429, "0")), sample="small.txt")
-    assert data.is_sample(data.fetch("thing"))
-    assert download.PATIENCE / 3 < sum(sleeps) <= download.PATIENCE
+    assert places.is_sample(data.fetch("thing"))
+    assert network.PATIENCE / 3 < sum(sleeps) <= network.PATIENCE
 
 
 def test_push_back_in_the_middle_of_a_file(server, sleeps):
@@ -523,22 +529,22 @@ def test_push_back_in_the_middle_of_a_file(server, sleeps):
 
 def test_json_of_a_server_that_pushes_back(server, sleeps):
     url = server.serve("/a", status(429, "9"), status(503), body(b'{"a": "\\ud83d"}'))
-    assert download.ask_json("GET", url)[0] == {"a": "\ufffd"} and sleeps == [9, 1]
+    assert network.ask_json("GET", url)[0] == {"a": "\ufffd"} and sleeps == [9, 1]
     server.serve("/a", status(500), status(500), body(b"[1]", cut=1), body(b"[1]"))
-    assert download.ask_json("GET", url)[0] == [1] and len(server.log) == 7
+    assert network.ask_json("GET", url)[0] == [1] and len(server.log) == 7
     server.serve("/a", status(404))
-    with pytest.raises(download.Failed, match="HTTP 404 Not Found"):
-        download.ask_json("GET", url)
+    with pytest.raises(network.Failed, match="HTTP 404 Not Found"):
+        network.ask_json("GET", url)
 
 
 def test_what_may_have_been_paid_for_is_not_sent_twice(server, sleeps):
     for first, answers in ((status(500), 1), (body(b"[1]", cut=1), 1), (status(429), 2), (status(503, "1"), 2)):
         url, before = server.serve("/a", first, body(b"[1]")), len(server.log)
         if answers == 1:
-            with pytest.raises(download.Failed, match="HTTP 500|breaks off"):
-                download.ask_json("POST", url, json={})
+            with pytest.raises(network.Failed, match="HTTP 500|breaks off"):
+                network.ask_json("POST", url, json={})
         else:
-            assert download.ask_json("POST", url, json={})[0] == [1]
+            assert network.ask_json("POST", url, json={})[0] == [1]
         assert len(server.log) == before + answers
 
 
@@ -546,10 +552,10 @@ def test_what_may_have_been_paid_for_is_not_sent_twice(server, sleeps):
                                     endless(b" ", 0.05, head=False), endless(b" ", 0.05, chunked=True),
                                     encoded(gzip.compress(bytes(2**26)), "gzip")])  # fmt: skip
 def test_json_that_never_ends(server, monkeypatch, answer):
-    monkeypatch.setattr(download, "LARGEST_ANSWER", 2**20)
+    monkeypatch.setattr(network, "LARGEST_ANSWER", 2**20)
     begin = time.monotonic()
-    with pytest.raises(download.Failed, match="no end of its answer within 0.5 s and 1,048,576 b|no answer within 0.5"):
-        download.ask_json("POST", server.serve("/a", answer), seconds=0.5)
+    with pytest.raises(network.Failed, match="no end of its answer within 0.5 s and 1,048,576 b|no answer within 0.5"):
+        network.ask_json("POST", server.serve("/a", answer), seconds=0.5)
     assert time.monotonic() - begin < 5
 
 
@@ -572,8 +578,8 @@ def moved(handler, to):
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
 def test_json_that_is_none(server, content):
-    with pytest.raises(download.Failed, match="its answer is no JSON"):
-        download.ask_json("GET", server.serve("/a", body(content)))
+    with pytest.raises(network.Failed, match="its answer is no JSON"):
+        network.ask_json("GET", server.serve("/a", body(content)))
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -607,7 +613,7 @@ def test_encoding_that_cannot_be_undone(server):
                                     encoded(gzip.compress(bytes(2**26)), "gzip")])  # fmt: skip
 def test_file_that_never_ends(server, answer, known):
     add(server.serve("/a", answer), server.serve("/b", body(BODY)), sha256=known, size=known)
-    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], limit=2**20)
+    REGISTRY["thing"] = replace(REGISTRY["thing"], limit=2**20)
     assert data.fetch("thing").read_bytes() == BODY
     deadline = time.monotonic() + 10
     while len(server.sent) < 2 and time.monotonic() < deadline:
@@ -624,7 +630,7 @@ def test_file_that_drips(server, monkeypatch, answer):
 
 
 def test_headers_that_drip(server, monkeypatch):
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(network, "READ_TIMEOUT", 0.3)
     add(server.serve("/a", endless(b"x", 0.02, head=False)))
     with pytest.raises(data.DownloadError, match="no answer within 0.3 s"):
         data.fetch("thing")
@@ -643,11 +649,11 @@ PAGES = [b"<html>please log in</html>", b"\xef\xbb\xbf\n<!DOCTYPE HTML>\n<title>
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("reader", [None, data.read_records])
+@pytest.mark.parametrize("reader", [None, formats.read_records])
 def test_web_page_is_not_kept_and_what_comes_next_is_taken(server, page, reader):
     add(server.serve("/a", body(page, ranges=False)), server.serve("/b", status(404), body(LINES)), sha256=False,
         size=False, file="sub/lines.jsonl")  # fmt: skip
-    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=reader)
+    REGISTRY["thing"] = replace(REGISTRY["thing"], reader=reader)
     with pytest.raises(data.DownloadError, match=r"/a: sent a file that is a web page \(HTML\)"):
         data.fetch("thing")
     assert not cached("sub/lines.jsonl").exists() and not cached("sub/lines.jsonl.sha256").exists()
@@ -662,7 +668,7 @@ def test_bad_file_that_is_in_the_cache_already_is_healed(server, tmp_path, monke
     server.serve("/sub/lines.jsonl", body(LINES))
     add(server.address + ("/sub/lines.jsonl" if source == "official" else "/x"), sha256=False, size=False,
         file="sub/lines.jsonl")  # fmt: skip
-    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words)
+    REGISTRY["thing"] = replace(REGISTRY["thing"], reader=words)
     put(tmp_path, "data/sub/lines.jsonl", bad)
     put(tmp_path, "stick/sub/lines.jsonl", LINES)
     if recorded:
@@ -676,7 +682,7 @@ def test_bad_file_that_is_in_the_cache_already_is_healed(server, tmp_path, monke
 
 def test_good_record_outlives_a_file_that_was_damaged_later(server, tmp_path):
     add(server.serve("/a", body(LINES), body(LINES.replace(b"one", b"1ne"))), sha256=False, size=False)
-    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words)
+    REGISTRY["thing"] = replace(REGISTRY["thing"], reader=words)
     data.fetch("thing").write_bytes(LINES[:-5])
     with pytest.raises(data.DownloadError, match="another checksum"):
         data.fetch("thing")
@@ -760,20 +766,20 @@ def test_known_file_that_was_damaged_later_is_repaired(server):
 
 
 def test_large_file_is_read_once_and_again_when_it_changed(server, monkeypatch, capsys):
-    monkeypatch.setattr(data, "LARGE", 1000)
+    monkeypatch.setattr(checks, "LARGE", 1000)
     add(server.serve("/a", body(BODY)))
     path, read = data.fetch("thing"), []
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(name) or digest(file, name))
     for _ in range(3):
-        monkeypatch.setattr(data, "_checked", {})  # as in another process
+        monkeypatch.setattr(checks, "_checked", {})  # as in another process
         assert data.fetch("thing") == path
     assert len(read) == 1
     os.utime(path, ns=(1, 1))  # the same file, copied anew
-    monkeypatch.setattr(data, "_checked", {})
+    monkeypatch.setattr(checks, "_checked", {})
     assert data.fetch("thing") == path and len(read) == 2
     path.write_bytes(OTHER)  # as long as the right one
-    monkeypatch.setattr(data, "_checked", {})
+    monkeypatch.setattr(checks, "_checked", {})
     assert data.fetch("thing").read_bytes() == BODY and len(server.log) == 2
     assert "another checksum" in capsys.readouterr().out
 
@@ -783,7 +789,7 @@ def test_damaged_cache_is_not_used_offline(monkeypatch, capsys):
     add("http://127.0.0.1:9/a", sample="small.txt")
     cached().parent.mkdir(parents=True)
     cached().write_bytes(OTHER)
-    assert data.is_sample(data.fetch("thing"))
+    assert places.is_sample(data.fetch("thing"))
     assert f"{cached()} has another checksum" in capsys.readouterr().out
 
 
@@ -853,17 +859,15 @@ def test_read_only_cache_with_the_file_is_fine(monkeypatch):
 
 
 def test_large_file_in_a_read_only_cache_is_fine(monkeypatch):
-    monkeypatch.setattr(data, "LARGE", 1000)
+    monkeypatch.setattr(checks, "LARGE", 1000)
     add("http://127.0.0.1:9/a")
     cached().parent.mkdir(parents=True)
     cached().write_bytes(BODY)
 
-    def read_only(path, mode="r", **settings):
-        if "r" not in mode:
-            raise OSError(errno.EROFS, "Read-only file system", str(path))
-        return open(path, mode, **settings)
+    def read_only(path, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(data, "open", read_only, raising=False)
+    monkeypatch.setattr(Path, "write_text", read_only)
     assert data.fetch("thing") == cached() and left_over() == []
 
 
@@ -871,7 +875,7 @@ def test_large_file_in_a_read_only_cache_is_fine(monkeypatch):
                                   "sub/thing.bin.sha256"])  # fmt: skip
 def test_cache_with_something_in_the_way_is_named(server, what):
     add(server.serve("/a", body(BODY)), sha256=False, size=False)
-    place = data.data_dir() / what
+    place = places.data_dir() / what
     if what == "sub":
         put(place.parent, place.name, b"a file where a folder belongs")
     else:
@@ -886,9 +890,9 @@ def test_cache_with_something_in_the_way_is_named(server, what):
 def test_link_beside_a_file_is_never_written_through(server, tmp_path, monkeypatch, end, link, known):
     if end == ".lock" and link is os.link:
         pytest.skip("a lock is opened, but nothing is written into it")
-    monkeypatch.setattr(data, "LARGE", 1000)
+    monkeypatch.setattr(checks, "LARGE", 1000)
     add(server.serve("/a", body(BODY, cut=CUT), body(BODY)), sha256=known, size=known)
-    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=None if known else whole)
+    REGISTRY["thing"] = replace(REGISTRY["thing"], reader=None if known else whole)
     mine = put(tmp_path, "mine.txt", BODY[:5000])
     cached().parent.mkdir(parents=True)
     link(mine, f"{cached()}{end}")
@@ -930,7 +934,7 @@ def test_link_in_a_mirror_that_is_made(server, tmp_path):
     for end in (".part", ""):
         (tmp_path / "stick/sub").mkdir(parents=True, exist_ok=True)
         os.symlink(mine, tmp_path / f"stick/sub/thing.bin{end}")
-        assert data.main(["thing", "--to", str(tmp_path / "stick")]) == 0
+        assert main(["thing", "--to", str(tmp_path / "stick")]) == 0
         assert mine.read_bytes() == b"mine" and (tmp_path / "stick/sub/thing.bin").read_bytes() == BODY
         (tmp_path / "stick/sub/thing.bin").unlink()
 
@@ -967,7 +971,7 @@ def test_mirror_folder_with_a_wrong_file(server, mirror, capsys):
 def test_mirror_folder_without_the_file_and_no_network(mirror, monkeypatch, capsys):
     monkeypatch.setenv("LLM_OFFLINE", "1")
     add("http://127.0.0.1:9/a", sample="small.txt")
-    assert data.is_sample(data.fetch("thing"))
+    assert places.is_sample(data.fetch("thing"))
 
 
 def test_mirror_folder_that_is_not_there(server, tmp_path, monkeypatch, capsys):
@@ -999,7 +1003,7 @@ def test_offline_with_sample_says_so_in_one_line(server, monkeypatch, capsys):
     monkeypatch.setenv("LLM_OFFLINE", "1")
     add(server.serve("/a", body(BODY)), sample="small.txt")
     path = data.fetch("thing")
-    assert path == data.SAMPLES / "small.txt" and data.is_sample(path) and data.is_sample(str(path))
+    assert path == places.SAMPLES / "small.txt" and places.is_sample(path) and places.is_sample(str(path))
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert "thing: not reachable (offline" in out and "bundled sample small.txt (written for this course)" in out
@@ -1008,7 +1012,7 @@ def test_offline_with_sample_says_so_in_one_line(server, monkeypatch, capsys):
 
 def test_unreachable_with_sample_says_why(server, capsys):
     add(server.serve("/a", status(404)), sample="small.txt")
-    assert data.is_sample(data.fetch("thing"))
+    assert places.is_sample(data.fetch("thing"))
     assert "not reachable (127.0.0.1: HTTP 404 Not Found), using the bundled sample" in capsys.readouterr().out
 
 
@@ -1024,7 +1028,7 @@ def test_offline_without_sample(monkeypatch, sample):
     monkeypatch.setenv("LLM_OFFLINE", "1")
     add("http://127.0.0.1:9/a", sample=sample)
     if sample:
-        (data.SAMPLES / sample).unlink()  # a checkout that lacks it
+        (places.SAMPLES / sample).unlink()  # a checkout that lacks it
     with pytest.raises(data.DownloadError, match="http://127.0.0.1:9/a: not asked, LLM_OFFLINE is set"):
         data.fetch("thing")
 
@@ -1047,9 +1051,9 @@ def test_unknown_name():
 def test_relative_folders_count_from_the_course_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_DATA_DIR", "elsewhere")
-    assert data.data_dir() == ROOT / "elsewhere"
+    assert places.data_dir() == ROOT / "elsewhere"
     monkeypatch.delenv("LLM_DATA_DIR")
-    assert data.data_dir() == ROOT / "data"
+    assert places.data_dir() == ROOT / "data"
 
 
 # --- several forms of the same data ----------------------------------------------------------------------------------
@@ -1058,7 +1062,7 @@ LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
 
 def words(path):
-    return [record["text"] for record in data.read_records(path)]
+    return [record["text"] for record in formats.read_records(path)]
 
 
 def add_forms(url, *, sample=None):
@@ -1066,10 +1070,10 @@ def add_forms(url, *, sample=None):
     packed, plain = gzip.compress(LINES, mtime=0), b"one two"
     add(url + "/lines", content=LINES, file="sub/lines.jsonl", sample=sample)
     forms = (
-        data.Form("packed/lines.jsonl.gz", len(packed), hashlib.sha256(packed).hexdigest(), reader=words),
-        data.Form("plain.txt", len(plain), None, (url + "/plain",), reader=lambda path: path.read_text().split()),
+        Form("packed/lines.jsonl.gz", len(packed), hashlib.sha256(packed).hexdigest(), reader=words),
+        Form("plain.txt", len(plain), None, (url + "/plain",), reader=lambda path: path.read_text().split()),
     )
-    data.REGISTRY["thing"] = replace(data.REGISTRY["thing"], reader=words, others=forms)
+    REGISTRY["thing"] = replace(REGISTRY["thing"], reader=words, others=forms)
     return packed, plain
 
 
@@ -1078,11 +1082,11 @@ def test_own_file_first_then_the_others(server):
     server.serve("/lines", body(LINES))
     server.serve("/plain", body(plain))
     path = data.fetch("thing")
-    assert path == cached("sub/lines.jsonl") and data.read(path) == ["one", "two"]
+    assert path == cached("sub/lines.jsonl") and data.load(path) == ["one", "two"]
     path.unlink()
     server.serve("/lines", status(404))
     path = data.fetch("thing")
-    assert path == cached("plain.txt") and data.read(path) == ["one", "two"]
+    assert path == cached("plain.txt") and data.load(path) == ["one", "two"]
     assert cached("plain.txt.sha256").read_text(encoding="utf-8") == hashlib.sha256(plain).hexdigest()
     assert data.fetch("thing") == path and [asked for asked, _ in server.log] == ["/lines", "/lines", "/plain"]
 
@@ -1092,11 +1096,11 @@ def test_another_form_in_the_mirror_comes_before_the_network(server, mirror, cap
     (mirror / "packed").mkdir()
     (mirror / "packed/lines.jsonl.gz").write_bytes(packed)
     path = data.fetch("thing")
-    assert path == mirror / "packed/lines.jsonl.gz" and data.read(path) == ["one", "two"] and server.log == []
+    assert path == mirror / "packed/lines.jsonl.gz" and data.load(path) == ["one", "two"] and server.log == []
     copied = mirror.parent / "copy"
-    assert data.main(["thing", "--to", str(copied)]) == 0
+    assert main(["thing", "--to", str(copied)]) == 0
     assert (copied / "packed/lines.jsonl.gz").read_bytes() == packed
-    data.main(["--list"])
+    main(["--list"])
     assert "packed/lines.jsonl.gz" in capsys.readouterr().out
     (mirror / "packed/lines.jsonl.gz").write_bytes(packed[:-3])
     server.serve("/lines", body(LINES))
@@ -1114,8 +1118,8 @@ def test_error_names_the_addresses_of_all_forms(server):
 def test_sample_is_read_like_the_own_file(monkeypatch):
     monkeypatch.setenv("LLM_OFFLINE", "1")
     add_forms("http://127.0.0.1:9", sample="few.jsonl")
-    (data.SAMPLES / "few.jsonl").write_bytes(LINES)
-    assert data.read(data.fetch("thing")) == ["one", "two"]
+    (places.SAMPLES / "few.jsonl").write_bytes(LINES)
+    assert data.load(data.fetch("thing")) == ["one", "two"]
 
 
 @pytest.mark.parametrize(("file", "content"), [
@@ -1129,9 +1133,9 @@ def test_file_that_cannot_be_read_is_named(tmp_path, file, content):
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
-        data.read(path)
+        data.load(path)
     with pytest.raises(ValueError, match="is no file of this course's data"):
-        data.read(tmp_path / "elsewhere.txt")
+        data.load(tmp_path / "elsewhere.txt")
 
 
 def test_packed_records(tmp_path):
@@ -1143,7 +1147,7 @@ def test_packed_records(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
     parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
     for name in ("a.jsonl.zst", "a.jsonl.gz", "a.parquet"):
-        assert data.read_records(tmp_path / name) == [{"text": "one"}, {"text": "two"}], name
+        assert formats.read_records(tmp_path / name) == [{"text": "one"}, {"text": "two"}], name
 
 
 def frames_of(zstandard):
@@ -1155,13 +1159,13 @@ def test_packed_file_that_was_cut_anywhere_is_refused(tmp_path, kind):
     packed = gzip.compress(LINES * 20, mtime=0) if kind == "gz" else frames_of(pytest.importorskip("zstandard"))
     path = tmp_path / f"a.jsonl.{kind}"
     path.write_bytes(packed)
-    whole = readers.read_records(path)
+    whole = formats.read_records(path)
     assert len(whole) == (40 if kind == "gz" else 120)
     short = 0
     for end in range(len(packed)):
         path.write_bytes(packed[:end])
         try:
-            short += len(readers.read_records(path)) in (40, 80)  # an end between two frames is none that can be seen
+            short += len(formats.read_records(path)) in (40, 80)  # an end between two frames is none that can be seen
         except ValueError as error:
             assert str(error).startswith(f"{path}: ")
     assert short == (0 if kind == "gz" else 2)
@@ -1180,7 +1184,7 @@ def test_packed_file_that_is_damaged_raises_what_is_promised(tmp_path, kind):
     for place in range(0, len(packed), 1 + len(packed) // 300):
         path.write_bytes(packed[:place] + bytes([packed[place] ^ 0x55]) + packed[place + 1 :])
         try:
-            readers.read_records(path)
+            formats.read_records(path)
         except ValueError as error:
             assert str(error).startswith(f"{path}: ")
             refused += 1
@@ -1189,9 +1193,9 @@ def test_packed_file_that_is_damaged_raises_what_is_promised(tmp_path, kind):
         path.write_bytes(content)
         if not (kind == "parquet" and content == packed + b"more"):
             with pytest.raises(ValueError, match=re.escape(f"{path}: ")):
-                readers.read_records(path)
+                formats.read_records(path)
     with pytest.raises(FileNotFoundError):
-        readers.read_records(tmp_path / f"none.{kind}")
+        formats.read_records(tmp_path / f"none.{kind}")
 
 
 def test_parquet_with_bytes_after_its_end(tmp_path):
@@ -1199,7 +1203,7 @@ def test_parquet_with_bytes_after_its_end(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes() + b"more")
     with pytest.raises(ValueError, match="a.parquet: not valid Parquet data"):
-        readers.read_records(tmp_path / "a.parquet")
+        formats.read_records(tmp_path / "a.parquet")
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -1214,13 +1218,13 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 def test_line_that_is_no_record_is_named(tmp_path, line, reason):
     path = put(tmp_path, "a.jsonl", LINES + line + b"\n" + LINES)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{reason}"):
-        readers.read_records(path)
+        formats.read_records(path)
 
 
 def test_json_list_that_is_nested_too_deeply(tmp_path):
     path = put(tmp_path, "a.json", DEEP)
     with pytest.raises(ValueError, match=f"{path}: its lists and objects are nested too deeply"):
-        readers.read_json_list(path)
+        formats.read_json_list(path)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -1229,26 +1233,26 @@ def test_byte_order_mark_costs_nothing(tmp_path, pack):
 
     end = ".gz" if pack is gzip.compress else ""
     for mark in (b"", b"\xef\xbb\xbf"):
-        assert readers.read_text(put(tmp_path, f"a.txt{end}", pack(mark + b"one\r\ntwo"))) == "one\ntwo"
-        assert readers.read_records(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
+        assert formats.read_text(put(tmp_path, f"a.txt{end}", pack(mark + b"one\r\ntwo"))) == "one\ntwo"
+        assert formats.read_records(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
         assert read_entries(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
-        assert readers.read_json_list(put(tmp_path, f"a.json{end}", pack(mark + b'["one"]'))) == ["one"]
+        assert formats.read_json_list(put(tmp_path, f"a.json{end}", pack(mark + b'["one"]'))) == ["one"]
         assert read_entries(put(tmp_path, f"a.json{end}", pack(mark + b'[{"a": 1}]'))) == [{"a": 1}]
 
 
 def test_byte_order_mark_in_the_files_of_an_archive(entries, tmp_path):
     marked = "\ufeff" + SMS
-    assert data.read(put_zip(tmp_path, {"SMSSpamCollection": marked})) == SMS
-    assert data.read(put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode())) == SMS
+    assert data.load(put_zip(tmp_path, {"SMSSpamCollection": marked})) == SMS
+    assert data.load(put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode())) == SMS
     members = {name: content if "README" in name else "\ufeff" + content for name, content in mmlu_members().items()}
-    assert data.read(put_tar(tmp_path, members))["dev"][0]["question"] == ITEM["question"]
+    assert data.load(put_tar(tmp_path, members))["dev"][0]["question"] == ITEM["question"]
     put(tmp_path, "sms_spam/SMSSpamCollection", marked.encode() + b"ham\t\xa3\n")
     with pytest.raises(ValueError, match="line 3 is not UTF-8"):
-        data.read(tmp_path / "sms_spam/SMSSpamCollection")
+        data.load(tmp_path / "sms_spam/SMSSpamCollection")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-@pytest.mark.parametrize("read", [readers.read_text, readers.read_records, readers.read_json_list])
+@pytest.mark.parametrize("read", [formats.read_text, formats.read_records, formats.read_json_list])
 def test_utf_16_is_named(tmp_path, encoding, read):
     path = put(tmp_path, "a.jsonl", LINES.decode().encode(encoding))
     with pytest.raises(ValueError, match=f"{path}: it is UTF-16, or no text at all; save it as UTF-8"):
@@ -1258,7 +1262,7 @@ def test_utf_16_is_named(tmp_path, encoding, read):
 def test_text_in_another_encoding_is_named(tmp_path):
     path = put(tmp_path, "a.txt", b"caf\xe9")
     with pytest.raises(ValueError, match=rf"{path}: it is not UTF-8 \(byte 0xe9\)"):
-        readers.read_text(path)
+        formats.read_text(path)
 
 
 HALVES = '{"text": "a\\ud83d", "\\uDC00": ["\\ud83d\\ude42", {"b": "\\udead\\ud83d"}], "n": 1}'
@@ -1266,11 +1270,11 @@ MENDED = {"text": "a\ufffd", "\ufffd": ["\U0001f642", {"b": "\ufffd\ufffd"}], "n
 
 
 def test_half_a_surrogate_pair_does_not_come_in(entries, tmp_path):
-    assert readers.read_records(put(tmp_path, "a.jsonl", HALVES.encode())) == [MENDED]
-    assert readers.read_json_list(put(tmp_path, "a.json", f"[{HALVES}]".encode())) == [MENDED]
-    assert data.read(put(tmp_path, "instruction-data.json", f"[{HALVES}]".encode())) == [MENDED]
-    assert readers.parse_json(HALVES) == readers.parse_json(HALVES.encode()) == MENDED
-    passages = data.read(put(tmp_path, "eval/lambada_test.jsonl", HALVES.encode()))
+    assert formats.read_records(put(tmp_path, "a.jsonl", HALVES.encode())) == [MENDED]
+    assert formats.read_json_list(put(tmp_path, "a.json", f"[{HALVES}]".encode())) == [MENDED]
+    assert data.load(put(tmp_path, "instruction-data.json", f"[{HALVES}]".encode())) == [MENDED]
+    assert formats.parse_json(HALVES) == formats.parse_json(HALVES.encode()) == MENDED
+    passages = data.load(put(tmp_path, "eval/lambada_test.jsonl", HALVES.encode()))
     assert passages == ["a\ufffd"] and passages[0].encode("utf-8")
 
 
@@ -1280,10 +1284,10 @@ def test_column_that_is_no_text_is_named(entries, tmp_path, values):
     path = put(tmp_path, "eval/wikitext2_raw_test.parquet", b"")
     parquet.write_table(pyarrow.table({"text": values}), path)
     with pytest.raises(ValueError, match=f"{path} cannot be read: record 1: text is .*, not text"):
-        data.read(path)
+        data.load(path)
     lines = b'{"text": %d}\n' % len(values) if values[0] else b'{"other": 1}\n'
     with pytest.raises(ValueError, match="lambada_test.jsonl cannot be read: record 1: text is .*, not text"):
-        data.read(put(tmp_path, "eval/lambada_test.jsonl", lines))
+        data.load(put(tmp_path, "eval/lambada_test.jsonl", lines))
 
 
 def safetensors_file(n_bytes=64, promised=64):
@@ -1317,10 +1321,10 @@ SMS = 'ham\tSee you at \u00a35 caf\u00e9\nspam\tWIN &amp; "call" now\n'
 
 
 @pytest.fixture
-def entries(monkeypatch):
+def entries():
     """The course's own registry, whose files the tests make up."""
-    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
-    return data.REGISTRY
+    REGISTRY.update(ENTRIES)
+    return REGISTRY
 
 
 def put(tmp_path, file, content):
@@ -1347,8 +1351,8 @@ def test_sms_from_the_archive_the_plain_file_and_the_sample(entries, tmp_path, m
     plain = put(tmp_path, "sms_spam/SMSSpamCollection", SMS.replace("\n", "\r\n").encode("utf-8"))
     put(tmp_path, "samples/sms_messages.tsv", SMS.encode("utf-8"))
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    assert data.is_sample(data.fetch("sms_spam"))
-    assert data.read(packed) == data.read(plain) == data.read(data.fetch("sms_spam")) == SMS
+    assert places.is_sample(data.fetch("sms_spam"))
+    assert data.load(packed) == data.load(plain) == data.load(data.fetch("sms_spam")) == SMS
     assert sorted(path.name for path in packed.parent.iterdir()) == ["SMSSpamCollection", packed.name]  # none unpacked
 
 
@@ -1359,17 +1363,17 @@ def test_sms_archive_is_downloaded_and_where_it_is_gone_the_plain_file(entries, 
     entries["sms_spam"] = replace(entries["sms_spam"], urls=(server.serve("/zip", body(packed), status(404)),),
                                   sha256=hashlib.sha256(packed).hexdigest(), others=(other,))  # fmt: skip
     path = data.fetch("sms_spam")
-    assert path == cached("sms_spam/sms_spam_collection.zip") and data.read(path) == SMS
+    assert path == cached("sms_spam/sms_spam_collection.zip") and data.load(path) == SMS
     path.unlink()
     path = data.fetch("sms_spam")
-    assert path == cached("sms_spam/SMSSpamCollection") and data.read(path) == SMS
+    assert path == cached("sms_spam/SMSSpamCollection") and data.load(path) == SMS
 
 
 @pytest.mark.parametrize("name", ["smsspamcollection", "data/SMSSpamCollection", "../SMSSpamCollection", "a.txt"])
 def test_sms_archive_without_the_member(entries, tmp_path, name):
     path = put_zip(tmp_path, {name: SMS})
     with pytest.raises(ValueError, match="sms_spam_collection.zip cannot be read: the archive holds no SMSSpamColl"):
-        data.read(path)
+        data.load(path)
     assert not (tmp_path / "SMSSpamCollection").exists()
 
 
@@ -1377,7 +1381,7 @@ def test_sms_archive_that_unpacks_to_too_much(entries, tmp_path):
     path = put_zip(tmp_path, {"SMSSpamCollection": bytes(readers.MEMBER_LIMIT + 1)})
     assert path.stat().st_size < 20_000
     with pytest.raises(ValueError, match="SMSSpamCollection unpacks to more than 10,000,000 bytes"):
-        data.read(path)
+        data.load(path)
 
 
 def test_sms_archive_that_lies_about_its_size(entries, tmp_path):
@@ -1387,7 +1391,7 @@ def test_sms_archive_that_lies_about_its_size(entries, tmp_path):
     assert content.count(size.to_bytes(4, "little")) == 2
     path.write_bytes(content.replace(size.to_bytes(4, "little"), (100).to_bytes(4, "little")))
     with pytest.raises(ValueError, match="cannot be read: BadZipFile"):
-        data.read(path)
+        data.load(path)
 
 
 def test_sms_archive_that_is_cut_off_or_none(entries, tmp_path):
@@ -1395,7 +1399,7 @@ def test_sms_archive_that_is_cut_off_or_none(entries, tmp_path):
     for content in (path.read_bytes()[:-30], b"<html>", b""):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read: BadZipFile"):
-            data.read(path)
+            data.load(path)
 
 
 def test_sms_in_another_encoding_names_the_line(entries, tmp_path):
@@ -1403,7 +1407,7 @@ def test_sms_in_another_encoding_names_the_line(entries, tmp_path):
     for path in (put(tmp_path, "sms_spam/SMSSpamCollection", content),
                  put_zip(tmp_path, {"SMSSpamCollection": content})):  # fmt: skip
         with pytest.raises(ValueError, match=r"cannot be read: line 3 is not UTF-8 \(byte 0xa3\)"):
-            data.read(path)
+            data.load(path)
 
 
 @pytest.mark.parametrize("file", ["instruction-data.json", "instruct/alpaca_data.json", "instruct/alpaca_5000.json",
@@ -1411,13 +1415,13 @@ def test_sms_in_another_encoding_names_the_line(entries, tmp_path):
 def test_instructions(entries, tmp_path, file):
     found = [{"instruction": "Say caf\u00e9", "input": "", "output": "caf\u00e9"}]
     path = put(tmp_path, file, json.dumps(found, ensure_ascii=False).encode("utf-8"))
-    assert data.read(path) == found
+    assert data.load(path) == found
     path.write_text('{"instruction": "a"}', encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read: it holds one dict, not a list"):
-        data.read(path)
+        data.load(path)
     path.write_text('[\n{"instruction": "a",}]', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2, column 21"):
-        data.read(path)
+        data.load(path)
 
 
 ROW = '"Which of the two, or ""both""?",one,two,three,four,C\n'
@@ -1448,7 +1452,7 @@ def put_tar(tmp_path, members, file="eval/mmlu_data.tar"):
 @pytest.mark.parametrize(("file", "folder"), [("eval/mmlu_data.tar", "data"), ("eval/mmlu.tar.gz", "mmlu"),
                                               ("eval/mmlu_data.tar", "./data")])  # fmt: skip
 def test_mmlu(entries, tmp_path, file, folder):
-    content = data.read(put_tar(tmp_path, mmlu_members(folder), file))
+    content = data.load(put_tar(tmp_path, mmlu_members(folder), file))
     assert {split: len(items) for split, items in content.items()} == {"dev": 2, "val": 2, "test": 4}
     assert content["dev"] == [{"subject": "first_aid"} | ITEM, {"subject": "logic"} | ITEM]
 
@@ -1465,11 +1469,11 @@ def test_mmlu_archive_with_paths_that_leave_the_folder(entries, tmp_path, monkey
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     before = sorted(tmp_path.rglob("*"))
-    content = data.read(path)
+    content = data.load(path)
     assert {item["subject"] for items in content.values() for item in items} == {"first_aid", "logic"}
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(ValueError, match="no dev questions of any subject"):
-        data.read(put_tar(tmp_path, evil))
+        data.load(put_tar(tmp_path, evil))
 
 
 def test_mmlu_archive_that_is_not_whole(entries, tmp_path):
@@ -1479,14 +1483,14 @@ def test_mmlu_archive_that_is_not_whole(entries, tmp_path):
     for end in ends:
         path.write_bytes(whole[:end])
         with pytest.raises(ValueError, match="mmlu_data.tar cannot be read"):
-            data.read(path)
+            data.load(path)
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be read: ReadError"):
-        data.read(path)
+        data.load(path)
     packed = put_tar(tmp_path, mmlu_members(), "eval/mmlu.tar.gz")
     packed.write_bytes(packed.read_bytes()[:-40])
     with pytest.raises(ValueError, match="mmlu.tar.gz cannot be read"):
-        data.read(packed)
+        data.load(packed)
 
 
 @pytest.mark.parametrize("row", ["one,two,three,four,C\n", "q,one,two,three,four,E\n", "q,1,2,3,4,five,A\n", "\n",
@@ -1494,13 +1498,13 @@ def test_mmlu_archive_that_is_not_whole(entries, tmp_path):
 def test_mmlu_row_that_is_no_question(entries, tmp_path, row):
     path = put_tar(tmp_path, mmlu_members() | {"data/test/logic_test.csv": ROW + row})
     with pytest.raises(ValueError, match="data/test/logic_test.csv, row 2 is no question"):
-        data.read(path)
+        data.load(path)
 
 
 def test_mmlu_member_that_is_too_large(entries, tmp_path):
     path = put_tar(tmp_path, mmlu_members() | {"data/val/logic_val.csv": bytes(readers.MEMBER_LIMIT + 1)})
     with pytest.raises(ValueError, match="data/val/logic_val.csv unpacks to more than"):
-        data.read(path)
+        data.load(path)
 
 
 def test_arc_with_letters_numbers_and_other_counts(entries, tmp_path):
@@ -1510,14 +1514,14 @@ def test_arc_with_letters_numbers_and_other_counts(entries, tmp_path):
     lines = "".join(json.dumps(record) + "\n" for record in records).encode("utf-8")
     expected = [{"query": "Question: Why?\nAnswer:", "choices": list("wxyzv"[: len(labels)]), "gold": gold}
                 for (labels, _), gold in zip(rows, (3, 1, 4, 0))]  # fmt: skip
-    assert data.read(put(tmp_path, "samples/arc_easy.jsonl", lines)) == expected
+    assert data.load(put(tmp_path, "samples/arc_easy.jsonl", lines)) == expected
     zstandard, pyarrow = pytest.importorskip("zstandard"), pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert data.read(put(tmp_path, "eval/arc_easy_val.jsonl.zst", zstandard.compress(lines))) == expected
+    assert data.load(put(tmp_path, "eval/arc_easy_val.jsonl.zst", zstandard.compress(lines))) == expected
     parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "eval" / "arc_easy_val.parquet")
-    assert data.read(tmp_path / "eval" / "arc_easy_val.parquet") == expected
+    assert data.load(tmp_path / "eval" / "arc_easy_val.parquet") == expected
     with pytest.raises(ValueError, match="arc_easy.jsonl cannot be read"):  # a key that no choice has
-        data.read(put(tmp_path, "samples/arc_easy.jsonl", lines.replace(b'"answerKey": "D"', b'"answerKey": "9"')))
+        data.load(put(tmp_path, "samples/arc_easy.jsonl", lines.replace(b'"answerKey": "D"', b'"answerKey": "9"')))
 
 
 REAL = {  # what the official files hold, or the smaller forms of them
@@ -1534,17 +1538,17 @@ REAL = {  # what the official files hold, or the smaller forms of them
 def test_real_files_hold_what_they_ought_to(entries, monkeypatch, name):
     monkeypatch.setenv("LLM_MIRROR", MIRROR)
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    monkeypatch.setattr(data, "SAMPLES", ROOT / "shared" / "samples")
+    monkeypatch.setattr(places, "SAMPLES", ROOT / "shared" / "data" / "samples")
     path = data.fetch(name)
-    if data.is_sample(path):
+    if places.is_sample(path):
         pytest.skip(f"the mirror has no {name}")
-    assert REAL[name](data.read(path))
+    assert REAL[name](data.load(path))
 
 
 def test_samples_of_chapters_4_and_5(entries, monkeypatch):
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    monkeypatch.setattr(data, "SAMPLES", ROOT / "shared" / "samples")
-    content = {name: data.read(data.fetch(name)) for name in REAL}
+    monkeypatch.setattr(places, "SAMPLES", ROOT / "shared" / "data" / "samples")
+    content = {name: data.load(data.fetch(name)) for name in REAL}
     lines = content["sms_spam"].splitlines()
     assert len(lines) >= 100 and {line.split("\t")[0] for line in lines} == {"ham", "spam"}
     for entry in content["instruction_data"]:
@@ -1565,9 +1569,10 @@ def test_samples_of_chapters_4_and_5(entries, monkeypatch):
 SCRIPT = """
 import sys
 from shared import data
+from shared.data.registry import REGISTRY, Dataset
 name, url, sha256, size = sys.argv[1:]
-data.REGISTRY = {name: data.Dataset(
-    name=name, about="", licence="", file="sub/thing.bin", size=int(size), sha256=sha256, urls=(url,))}
+REGISTRY[name] = Dataset(
+    name=name, about="", licence="", file="sub/thing.bin", size=int(size), sha256=sha256, urls=(url,))
 print(data.fetch(name).read_bytes() == bytes(range(256)) * 1200)
 """
 
@@ -1662,7 +1667,7 @@ def test_list(server, mirror, monkeypatch, capsys):
     (mirror / "sub/two").write_bytes(BODY)
     cached("sub/five").write_bytes(OTHER)
     capsys.readouterr()
-    assert data.main(["--list"]) == 0
+    assert main(["--list"]) == 0
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert head[:5] == ["name", "file", "bytes", "licence", "now"]
     assert [(row[0], row[4]) for row in rows] == [
@@ -1679,38 +1684,38 @@ def test_list(server, mirror, monkeypatch, capsys):
 def test_names_and_failures(server, capsys):
     add(server.serve("/gone", status(404)), name="gone", file="gone", sample="s")
     add(server.serve("/a", body(BODY)))
-    assert data.main(["thing"]) == 0
-    assert data.main(["gone", "thing"]) == 1
+    assert main(["thing"]) == 0
+    assert main(["gone", "thing"]) == 1
     out = capsys.readouterr().out
     assert f"thing: {cached()}" in out and "gone could not be had" in out
-    assert data.main(["nonsense", "thing"]) == 1
+    assert main(["nonsense", "thing"]) == 1
     out = capsys.readouterr().out
     assert f"thing: {cached()}" in out and "no data is called 'nonsense'" in out
-    assert data.main([]) == 0 and "what it is" in capsys.readouterr().out  # the table
+    assert main([]) == 0 and "what it is" in capsys.readouterr().out  # the table
 
 
 def test_make_a_mirror_from_the_network_and_from_a_mirror(server, tmp_path, monkeypatch, capsys):
     add(server.serve("/gone", status(404)), name="gone", file="gone", sample="s")
     add(server.serve("/a", body(BODY)))
-    assert data.main(["--all", "--to", str(tmp_path / "one")]) == 1
+    assert main(["--all", "--to", str(tmp_path / "one")]) == 1
     files = [path.relative_to(tmp_path / "one").as_posix() for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert files == ["sub/thing.bin"] and (tmp_path / "one/sub/thing.bin").read_bytes() == BODY
     monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "one"))
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    assert data.main(["thing", "--to", str(tmp_path / "two")]) == 0
+    assert main(["thing", "--to", str(tmp_path / "two")]) == 0
     assert (tmp_path / "two/sub/thing.bin").read_bytes() == BODY
     (tmp_path / "two/sub/thing.bin").write_bytes(OTHER)  # repaired when asked again
-    assert data.main(["thing", "--to", str(tmp_path / "two")]) == 0
+    assert main(["thing", "--to", str(tmp_path / "two")]) == 0
     assert (tmp_path / "two/sub/thing.bin").read_bytes() == BODY
-    assert data.main(["thing", "--to", str(tmp_path / "one")]) == 0  # onto itself
+    assert main(["thing", "--to", str(tmp_path / "one")]) == 0  # onto itself
     assert (tmp_path / "one/sub/thing.bin").read_bytes() == BODY
 
 
 def test_mirror_that_cannot_be_written(server, tmp_path, capsys):
     add(server.serve("/a", body(BODY)))
     (tmp_path / "file").write_bytes(b"")
-    assert data.main(["thing", "--to", str(tmp_path / "file")]) == 1
+    assert main(["thing", "--to", str(tmp_path / "file")]) == 1
     assert "thing cannot be copied to" in capsys.readouterr().out
 
 
@@ -1719,7 +1724,7 @@ def test_command_line_in_its_own_process(tmp_path):
     command = [sys.executable, "-m", "shared.data"]
     listed = subprocess.run([*command, "--list"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert listed.returncode == 0 and "the_verdict" in listed.stdout and "public domain" in listed.stdout
-    ordinary = sum(not entry.huge for entry in ENTRIES)
+    ordinary = sum(not entry.huge for entry in ENTRIES.values())
     failed = subprocess.run([*command, "--all"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert failed.returncode == 1 and failed.stdout.count("could not be had") == ordinary and failed.stderr == ""
 
@@ -1728,10 +1733,10 @@ def test_command_line_in_its_own_process(tmp_path):
 
 
 def test_entries_of_the_course():
-    entries = ENTRIES
+    entries = list(ENTRIES.values())
     assert [entry.name for entry in entries][:3] == ["the_verdict", "gpt2_vocab", "gpt2_encoder"]
     assert len({entry.name for entry in entries}) == len(entries)
-    forms = [form for entry in entries for form in data._forms(entry)]
+    forms = [form for entry in entries for form in entry.forms]
     assert len({form.file for form in forms}) == len(forms)
     for form in forms:
         assert all(url.startswith("https://") for url in form.urls)
@@ -1746,10 +1751,10 @@ def test_entries_of_the_course():
 def test_what_the_mirror_holds_is_right(monkeypatch):
     monkeypatch.setenv("LLM_MIRROR", MIRROR)
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
+    REGISTRY.update(ENTRIES)
     found = set()
-    for entry in ENTRIES:
-        for form in data._forms(entry):
+    for entry in ENTRIES.values():
+        for form in entry.forms:
             file = Path(MIRROR, form.file)
             if file.is_file():
                 assert hashlib.sha256(file.read_bytes()).hexdigest() == form.sha256, file
@@ -1757,14 +1762,14 @@ def test_what_the_mirror_holds_is_right(monkeypatch):
                 found.add(entry.name)
     assert found >= {"the_verdict", "gpt2_vocab", "gpt2_encoder"}
     for name in found & {"lambada", "hellaswag", "wikitext2"}:
-        assert data.read(data.fetch(name))
+        assert data.load(data.fetch(name))
 
 
 def test_bundled_samples_can_be_read(monkeypatch):
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    monkeypatch.setattr(data, "SAMPLES", ROOT / "shared" / "samples")
-    monkeypatch.setattr(data, "REGISTRY", {entry.name: entry for entry in ENTRIES})
-    content = {entry.name: data.read(data.fetch(entry.name)) for entry in ENTRIES if entry.sample}
+    monkeypatch.setattr(places, "SAMPLES", ROOT / "shared" / "data" / "samples")
+    REGISTRY.update(ENTRIES)
+    content = {entry.name: data.load(data.fetch(entry.name)) for entry in ENTRIES.values() if entry.sample}
     assert all(content.values())
     assert len(content["lambada"]) >= 30 and all(text == text.strip() and " " in text for text in content["lambada"])
     assert len(content["hellaswag"]) >= 30
