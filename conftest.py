@@ -89,7 +89,7 @@ def missing_data():
     for name in REAL_DATA:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                if data.is_sample(data.fetch(name, progress=False)):
+                if data.places.is_sample(data.fetch(name, progress=False)):
                     missing.append(name)
             except data.DownloadError:
                 missing.append(name)

@@ -20,7 +20,9 @@ from urllib.parse import quote
 from corpus_rules import valid_unicode
 
 from shared import data
-from shared.download import Failed, ask_json
+from shared.data.network import Failed, ask_json
+from shared.data.places import ROOT, data_dir, is_offline
+from shared.data.registry import SLIMPAJAMA, Dataset
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 LONGEST_RECORD = 2**25  # bytes of one line
@@ -162,7 +164,7 @@ def check_unchanged(files):
 def slimpajama_files():
     """SlimPajama's files from the first copy on the Hub that answers, or those that are in the cache or the mirror."""
     reasons = []
-    for repository, revision, beginning in data.SLIMPAJAMA:
+    for repository, revision, beginning in SLIMPAJAMA:
         try:
             return hub_files(repository, revision, beginning)
         except CorpusError as error:
@@ -211,7 +213,7 @@ def hub_files(repository, revision, beginning=""):
 
 def _ask(url):
     """(the JSON that `url` answers with, the address of the next page or None)."""
-    if os.environ.get("LLM_OFFLINE", "").strip().lower() not in ("", "0", "no", "false"):
+    if is_offline():
         raise ValueError("LLM_OFFLINE is set")
     answer, response = ask_json("GET", url)
     return answer, response.links.get("next", {}).get("url")
@@ -220,7 +222,7 @@ def _ask(url):
 def _files_at_hand(beginning):
     """Files in the cache, and in a mirror that is a folder, whose relative paths begin with `beginning`."""
     mirror = os.environ.get("LLM_MIRROR", "").strip()
-    roots = [data.data_dir(), data.ROOT / Path(mirror or data.data_dir()).expanduser()]
+    roots = [data_dir(), ROOT / Path(mirror or data_dir()).expanduser()]
     folder = beginning.rpartition("/")[0]
     found = {path.relative_to(root).as_posix() for root in roots for path in (root / folder).rglob("*")}
     names = sorted(name for name in found if name.startswith(beginning) and name.endswith(FORMATS))
@@ -238,8 +240,8 @@ def fetch(file, progress=False):
     """The local path of an input file, downloaded into the cache first if need be (see `shared.data`)."""
     if not file.urls:
         return Path(file.path)
-    entry = data.Dataset(name=file.name, about="", licence="", file=file.path, size=file.size, sha256=file.sha256,
-                         urls=tuple(file.urls))  # fmt: skip
+    entry = Dataset(name=file.name, about="", licence="", file=file.path, size=file.size, sha256=file.sha256,
+                    urls=tuple(file.urls))  # fmt: skip
     return data.fetch(entry, progress=progress)
 
 
@@ -253,7 +255,7 @@ def local_files(files, first=0, keep=True):
         path = coming.result()
         coming = _in_background(fetch, files[number + 1]) if number + 1 < len(files) else None
         yield number, files[number], path
-        if files[number].urls and not keep and path.is_relative_to(data.data_dir()):
+        if files[number].urls and not keep and path.is_relative_to(data_dir()):
             path.unlink(missing_ok=True)
 
 

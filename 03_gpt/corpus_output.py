@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from corpus_input import CorpusError
 
-from shared.download import sha256_of
+from shared.files import sha256_of
 
 SPLITS = ("train", "validation")
 COUNTED = ("tokens", "documents", "text_bytes")

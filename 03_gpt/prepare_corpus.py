@@ -84,7 +84,7 @@ from corpus_rules import (  # noqa: E402
 from corpus_state import SeenBefore, State  # noqa: E402
 
 from shared import data  # noqa: E402
-from shared.download import sha256_of  # noqa: E402
+from shared.files import sha256_of  # noqa: E402
 
 TOKENIZER_TEXT = 15_000_000  # bytes of text from which a tokenizer is trained
 BATCH_BYTES, BATCH_RECORDS = 2**20, 256  # what is handed to a worker at a time
@@ -437,7 +437,8 @@ class Run:
 
     def tokenizer_name(self):
         wanted = self.settings.tokenizer
-        if wanted == "gpt2" and self._load("tokenizer")["tokenizer/vocab.bpe"] != data.REGISTRY["gpt2_vocab"].sha256:
+        published = data.registry.REGISTRY["gpt2_vocab"].sha256
+        if wanted == "gpt2" and self._load("tokenizer")["tokenizer/vocab.bpe"] != published:
             return "bundled-bpe"  # GPT-2's own could not be had
         return f"bpe-{wanted.split()[1]}" if wanted.startswith("train ") else valid_unicode(Path(wanted).name)
 
@@ -537,8 +538,8 @@ def make_tokenizer(run, part):
         BPETokenizer().train(text, int(wanted.split()[1])).save(part)
     elif wanted == "gpt2":
         paths = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-        if any(data.is_sample(path) for path in paths):  # one real file and one sample do not go together
-            paths = [data.SAMPLES / "bpe" / name for name in TOKENIZER_FILES]
+        if any(data.places.is_sample(path) for path in paths):  # one real file and one sample do not go together
+            paths = [data.places.SAMPLES / "bpe" / name for name in TOKENIZER_FILES]
         for path, name in zip(paths, TOKENIZER_FILES):
             shutil.copyfile(path, part / name)
     else:

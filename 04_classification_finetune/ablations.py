@@ -162,7 +162,7 @@ def conditions(messages, file):
     return {
         "base": {"name": tokenizer.name, "parameters": count_parameters(gpt), "sha256": sha.hexdigest()},
         "data": {
-            "file": Path(file).name, "bundled_sample": data.is_sample(file), "messages": len(messages),
+            "file": Path(file).name, "bundled_sample": data.places.is_sample(file), "messages": len(messages),
             "spam": sum(label == "spam" for label, _ in messages),
             "sha256": hashlib.sha256(json.dumps(messages).encode("utf-8")).hexdigest(),
         },
@@ -190,7 +190,7 @@ def main(argv=None):
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     file = data.fetch("sms_spam")
-    messages = deduplicate(parse_messages(data.read(file)))
+    messages = deduplicate(parse_messages(data.load(file)))
     common = conditions(messages, file)
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
             "threads": torch.get_num_threads()}  # fmt: skip

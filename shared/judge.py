@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.download import Failed, ask_json
+from shared.data.network import Failed, ask_json
 from shared.generation import generate
 from shared.text import valid_unicode, write_text
 

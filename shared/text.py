@@ -311,8 +311,8 @@ def load_tokenizer(name="gpt2"):
     if name != "gpt2":
         return BPETokenizer().load(name).to_tiktoken(Path(name).name)
     files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-    if any(data.is_sample(file) for file in files):  # one real file and one sample do not go together
-        return BPETokenizer().load(data.SAMPLES / "bpe").to_tiktoken("bundled-bpe")
+    if any(data.places.is_sample(file) for file in files):  # one real file and one sample do not go together
+        return BPETokenizer().load(data.places.SAMPLES / "bpe").to_tiktoken("bundled-bpe")
     return BPETokenizer(*read_bpe_files(*files)).to_tiktoken("gpt2")
 
 

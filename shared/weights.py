@@ -39,7 +39,7 @@ from shared.text import (
     write_bpe_files,
 )
 
-COURSE_BASE = data.ROOT / "shared" / "course_base"
+COURSE_BASE = data.places.ROOT / "shared" / "course_base"
 
 # Our names and those of GPT-2's checkpoints. Names that begin with "c_" were made by a layer that multiplies x @ W
 # (Conv1D): their matrices are [in, out], nn.Linear's are [out, in].
@@ -185,7 +185,7 @@ def load_base(path=None, size="gpt2"):
     FileNotFoundError, naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
     """
     if not path and os.environ.get("LLM_BASE", "").strip():
-        path = data.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser()
+        path = data.places.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser()
     if not path and scale() == "full":
         try:
             return load_gpt2(size)

@@ -9,14 +9,13 @@ import pytest
 from tools import carry, notebooks
 
 ROOT = notebooks.ROOT
+# Not those of the wing `shared/data`: downloads, checksums, mirrors and file formats are operation, not lesson.
 MODULES = sorted(path for path in (ROOT / "shared").glob("*.py") if path.name != "__init__.py")
 
 # Public names that no lesson builds, each with its reason; "module:*" stands for a whole module.
 NOT_TAUGHT = {
     "shared/runtime.py:*": "device, number format, seed, scale: operation, not lesson",
-    "shared/download.py:*": "the network at its worst: operation, not lesson",
-    "shared/data.py:*": "downloads, checksums, mirrors: operation, not lesson",
-    "shared/readers.py:*": "file formats of the data sets: operation, not lesson",
+    "shared/files.py:*": "a checksum and atomic writing: operation, not lesson",
     "shared/gguf_export.py:*": "another program's file format, written with that program's own package",
     "shared/text.py:read_utf8": "words the errors of damaged files",
     "shared/text.py:read_json": "words the errors of damaged files; lesson 1.1 uses it",

@@ -43,7 +43,7 @@ from shared.training import evaluate
 from shared.weights import export_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-STORY = (ROOT / "shared/samples/the-lamp-room.txt").read_text(encoding="utf-8")
+STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
 CONFIG = GPTConfig(400, 48, emb_dim=32, n_heads=4, n_layers=2, drop_rate=0.1)
 TEXTS = [
     "See you at 8 in the lamp room?", "", "FREE entry!! Txt WIN to 87121 now &lt;#&gt; &amp; claim £500", "ok",

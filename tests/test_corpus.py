@@ -38,7 +38,8 @@ import corpus_rules as rules  # noqa: E402
 import prepare_corpus as pipeline  # noqa: E402
 from prepare_corpus import CorpusError, Settings, open_shards, prepare, read_manifest  # noqa: E402
 
-from shared import data, download  # noqa: E402
+from shared import data  # noqa: E402
+from shared.files import sha256_of  # noqa: E402
 from shared.text import BPETokenizer  # noqa: E402
 
 WORDS = """time river stone winter letter garden engine paper window music bread harbour mountain silver question
@@ -401,7 +402,7 @@ def test_tokens_are_tiktokens(make, tmp_path, tokenizer):
     manifest = read_manifest(folder)
     assert manifest["tokenizer"] == {
         "name": "small", "n_vocab": 400, "eot_token": 399,
-        "sha256": download.sha256_of(folder / "tokenizer" / "vocab.bpe")}  # fmt: skip
+        "sha256": sha256_of(folder / "tokenizer" / "vocab.bpe")}  # fmt: skip
     assert open_shards(folder, "validation") == []
 
 
@@ -409,7 +410,7 @@ def test_gpt2_tokens(make, tmp_path):
     with_gpt2 = make(write_jsonl(tmp_path / "a.jsonl", TEXTS[:9]), tokenizer="gpt2", validation=0)
     files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
     name = read_manifest(with_gpt2)["tokenizer"]["name"]
-    if any(data.is_sample(file) for file in files):
+    if any(data.places.is_sample(file) for file in files):
         assert name == "bundled-bpe"
         pytest.skip("GPT-2's files are not here")
     assert name == "gpt2"
@@ -710,7 +711,7 @@ def test_large_shards_are_read_again_only_when_they_have_changed(finished, monke
     folder, _ = finished
     monkeypatch.setattr(corpus_output, "LARGE", 3000)
     read = []
-    monkeypatch.setattr(corpus_output, "sha256_of", lambda path: read.append(path.name) or download.sha256_of(path))
+    monkeypatch.setattr(corpus_output, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
     shards = [path.name for path in sorted(folder.glob("*.bin")) if path.stat().st_size > 3000]
     assert len(shards) > 2
     corpus_output.verify_corpus(folder)
@@ -1265,7 +1266,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "cache"))
     for name in ("LLM_MIRROR", "LLM_OFFLINE", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(download, "dead_hosts", {})
+    monkeypatch.setattr(data.download, "dead_hosts", {})
     yield server
     server.shutdown()
     server.server_close()
@@ -1278,7 +1279,7 @@ def put(hub, repository, name, texts):
 
 
 def test_slimpajama_from_the_hub(hub, make, tmp_path):
-    repository = data.SLIMPAJAMA[0][0]
+    repository = data.registry.SLIMPAJAMA[0][0]
     for i in range(4):
         put(hub, repository, f"data/train-{i:05d}-of-00004-0123456789abcdef.parquet", TEXTS[30 * i : 30 * i + 30])
     put(hub, repository, "data/test-00000-of-00001.parquet", ["not this one " * 50])
@@ -1301,9 +1302,9 @@ def test_slimpajama_from_the_hub(hub, make, tmp_path):
 
 
 def test_the_second_copy_stands_in_for_the_first(hub, make):
-    put(hub, data.SLIMPAJAMA[1][0], "data/train-00000.parquet", TEXTS[:40])
+    put(hub, data.registry.SLIMPAJAMA[1][0], "data/train-00000.parquet", TEXTS[:40])
     folder = make("slimpajama")
-    assert read_manifest(folder)["source"]["name"] == data.SLIMPAJAMA[1][0]
+    assert read_manifest(folder)["source"]["name"] == data.registry.SLIMPAJAMA[1][0]
     assert read_manifest(folder)["source"]["revision"] == SHA, "the branch was resolved to a commit"
 
 
@@ -1313,7 +1314,7 @@ def test_no_copy_answers(hub, make):
 
 
 def test_without_a_network_what_is_at_hand_is_used(hub, make, tmp_path, monkeypatch, capsys):
-    put(hub, data.SLIMPAJAMA[0][0], "data/train-00000.parquet", TEXTS[:40])
+    put(hub, data.registry.SLIMPAJAMA[0][0], "data/train-00000.parquet", TEXTS[:40])
     first = make("slimpajama", name="first")
     os.rename(tmp_path / "cache", tmp_path / "stick")
     monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "stick"))
@@ -1325,9 +1326,9 @@ def test_without_a_network_what_is_at_hand_is_used(hub, make, tmp_path, monkeypa
 
 def test_a_hub_that_asks_for_patience(hub, make, tmp_path, monkeypatch, capsys):
     """Too many requests, again and again, on the list and on a file: the run waits as it is told, and goes on."""
-    put(hub, data.SLIMPAJAMA[0][0], "data/train-00000.parquet", TEXTS[:40])
+    put(hub, data.registry.SLIMPAJAMA[0][0], "data/train-00000.parquet", TEXTS[:40])
     pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    monkeypatch.setattr(data.network.time, "sleep", pauses.append)
     hub.refusals = [*4 * [(429, {"Retry-After": "7"})], (429, {}), (503, {})]  # from the last to the first
     folder = make("slimpajama")
     assert sorted(documents_in(folder)) == sorted(TEXTS[:40])
@@ -1369,9 +1370,9 @@ def test_a_damaged_download_stops_the_run_and_it_goes_on(hub, make, monkeypatch)
     unbroken = make(f"hf://datasets/{repository}", name="unbroken")
     third = hub.root / "datasets" / repository / "resolve" / SHA / "a-2.parquet"
     good = third.read_bytes()
-    for path in data.data_dir().rglob("*.parquet"):
+    for path in data.places.data_dir().rglob("*.parquet"):
         path.unlink()
-    monkeypatch.setattr(download, "PAUSE", 0)
+    monkeypatch.setattr(data.network, "PAUSE", 0)
     files, origin = corpus_input.hub_files(repository, SHA)
     third.write_bytes(good[::-1])
     monkeypatch.setattr(corpus_input, "hub_files", lambda *_: (files, origin))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from shared import evaluation, readers
+from shared import evaluation
+from shared.data import readers
 from shared.evaluation import (
     cohen_kappa,
     distinct_n,
@@ -32,7 +33,7 @@ from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
-STORY = (ROOT / "shared/samples/the-lamp-room.txt").read_text(encoding="utf-8")
+STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
 C = 24
 CONFIG = GPTConfig(400, C, emb_dim=32, n_heads=4, n_layers=2, drop_rate=0.5)
 TEXTS = ["The lamp.", "naïve 漢字 \U0001f600", STORY[:400], "a", "<|endoftext|>"]
@@ -261,7 +262,7 @@ def test_each_rule_picks_its_own_choice(tokenizer, three_ways, by, picked):
 
 @pytest.mark.parametrize("by", ["sum", "token", "byte"])
 def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, by):
-    items = readers.hellaswag(ROOT / "shared/samples/hellaswag.jsonl")[:6]
+    items = readers.hellaswag(ROOT / "shared/data/samples/hellaswag.jsonl")[:6]
     items = [item | {"choices": [" ".join(choice.split()[:6]) for choice in item["choices"]]} for item in items]
     items += [{"query": "The lamp room", "choices": ["was dark.", "is", "漢字"], "gold": 1}]
     right = []
@@ -325,7 +326,7 @@ def test_a_model_that_knows_nothing_is_at_chance(tokenizer):
 def test_bundled_samples_can_be_scored(tokenizer, name):
     model = lively(replace(CONFIG, context_length=128))
     reader = {"hellaswag": readers.hellaswag, "arc_easy": readers.arc}[name]
-    items = reader(ROOT / f"shared/samples/{name}.jsonl")[:10]
+    items = reader(ROOT / f"shared/data/samples/{name}.jsonl")[:10]
     result = multiple_choice(model, tokenizer, items)
     assert len(result.right) == 10 and 0 <= result.interval[0] <= result.share <= result.interval[1] <= 1
 
@@ -379,7 +380,7 @@ def test_mmlu_takes_as_many_shots_as_fit(tokenizer, max_tokens):
 
 def test_mmlu_with_shots_that_fit_is_not_cut(tokenizer):
     model = lively(GPTConfig(400, 256, 32, 4, 1), seed=2)
-    asked = readers.mmlu(ROOT / "shared/samples/mmlu.jsonl")
+    asked = readers.mmlu(ROOT / "shared/data/samples/mmlu.jsonl")
     records = [r for split in asked.values() for r in split][:8]
     items = mmlu_items(records, asked["dev"], 5, tokenizer, 257)
     assert len({len(tokenizer.encode_ordinary(f" {letter}")) for letter in "ABCD"}) > 1  # a letter may be two tokens

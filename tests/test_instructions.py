@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from shared import instructions
+from shared.data.formats import read_json_list
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
 from shared.instructions import (
@@ -37,15 +38,14 @@ from shared.instructions import (
     save_responses,
     split_entries,
 )
-from shared.readers import read_json_list
 from shared.text import BPETokenizer
 from shared.training import IGNORE, next_token_loss, train
 from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
-STORY = (ROOT / "shared/samples/the-lamp-room.txt").read_text(encoding="utf-8")
-SAMPLE = ROOT / "shared/samples/instructions.json"
+STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
+SAMPLE = ROOT / "shared/data/samples/instructions.json"
 CONFIG = GPTConfig(600, 128, emb_dim=32, n_heads=4, n_layers=2)
 ROWS = [
     {"instruction": "Name a colour.", "input": "", "output": "Blue."},

@@ -20,7 +20,7 @@ from tools import lab, notebooks
 
 LESSONS = [path.relative_to(notebooks.ROOT).as_posix() for path in notebooks.lessons()]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "microsoft-edge")
-PATIENCE = 60_000  # milliseconds for one click to take effect, on a busy machine
+PATIENCE = 20_000  # milliseconds for one click to take effect, on a busy machine
 IS_OPEN = """path => {
     const context = window.jupyterapp?.shell.currentWidget?.context;
     return context?.isReady && context.path === path;
@@ -98,8 +98,10 @@ def wait_for_file(page, path):
     page.wait_for_function(IS_OPEN, arg=path, timeout=PATIENCE)
 
 
-def in_front(page, selector):
-    return page.locator(".jp-MainAreaWidget:not(.lm-mod-hidden)").locator(selector)
+def click_link_to(page, path):
+    """Click the last link to a file of the course, once JupyterLab has made it its own."""
+    in_front = page.locator(".jp-MainAreaWidget:not(.lm-mod-hidden)")
+    in_front.locator(f".jp-RenderedMarkdown a[href*='/files/{path}']").last.click()
 
 
 def test_a_reader_clicks_from_the_first_lesson_to_the_last_and_to_the_readme(tmp_path):
@@ -110,18 +112,20 @@ def test_a_reader_clicks_from_the_first_lesson_to_the_last_and_to_the_readme(tmp
         page.on("request", lambda request: elsewhere.append(request.url)
                 if re.match("https?:", request.url) and not request.url.startswith(address) else None)
         page.goto(f"{address}/?token={token}")  # what JupyterLab opens in the reader's browser
+        page.evaluate("window.loadedOnce = true")
         for path, following in zip(LESSONS, [*LESSONS[1:], None]):
             wait_for_file(page, path)
             page.wait_for_function(SHOWS_BADGE)
             if following:
                 page.evaluate(TO_THE_END)
-                in_front(page, f".jp-RenderedMarkdown a[href*='{following.split('/')[1]}']").last.click()
+                click_link_to(page, following)
 
         page.locator(".jp-FileBrowser .jp-BreadCrumbs-home").click()
         page.locator(".jp-DirListing-item", has_text="README.md").dblclick()
         wait_for_file(page, "README.md")
-        in_front(page, f"a[href*='{LESSONS[3]}']").first.click()
+        click_link_to(page, LESSONS[3])
         wait_for_file(page, LESSONS[3])
+        assert page.evaluate("window.loadedOnce") and len(page.context.pages) == 1, "a link left JupyterLab"
         assert page.locator(".jp-Dialog").count() == 0
         said = page.locator(".Toastify__toast").all_inner_texts()
         assert not said, f"JupyterLab asks or tells: {said}"

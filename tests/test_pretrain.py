@@ -27,7 +27,7 @@ import pretrain  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.classification import SpamClassifier, balance, parse_messages, train_classifier  # noqa: E402
-from shared.download import sha256_of  # noqa: E402
+from shared.files import sha256_of  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
 from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond  # noqa: E402
 from shared.text import BPETokenizer  # noqa: E402
@@ -55,7 +55,7 @@ def one_thread(monkeypatch):
 def corpus(tmp_path_factory):
     """A corpus folder with two training shards, made of the bundled story."""
     folder = tmp_path_factory.mktemp("corpus")
-    text = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    text = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
     tokenizer = BPETokenizer().train(text, 320)
     tokenizer.save(folder / "tokenizer")
     ids = np.array(tokenizer.to_tiktoken("t").encode_ordinary(text), dtype="<u2")
@@ -631,7 +631,7 @@ def test_amounts():
 def test_from_slimpajamas_layout_to_spam_and_instructions(tmp_path, monkeypatch):
     """Records in SlimPajama's layout -> corpus -> a base of one's own -> a spam classifier and an assistant from it."""
     zstandard = pytest.importorskip("zstandard")
-    text = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    text = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
     paragraphs = [p for p in text.split("\n\n") if len(p) > 200]
     lines = [json.dumps({"text": p, "meta": {"redpajama_set_name": "RedPajamaBook"}}) for p in paragraphs]
     chunk = tmp_path / "slimpajama" / "train" / "chunk1"
@@ -651,7 +651,7 @@ def test_from_slimpajamas_layout_to_spam_and_instructions(tmp_path, monkeypatch)
         assert model(torch.tensor([tokenizer.encode_ordinary(paragraphs[0])[:32]])).isfinite().all()
 
     classifier = SpamClassifier(*load_base())
-    messages = balance(parse_messages(data.read(data.SAMPLES / "sms_messages.tsv")))[:64]
+    messages = balance(parse_messages(data.load(data.places.SAMPLES / "sms_messages.tsv")))[:64]
     history = train_classifier(classifier, messages, messages, epochs=4, lr=3e-3, eval_every=4, progress=False)
     assert history.val_loss[-1] < history.val_loss[0] - 0.05
     classifier.save(tmp_path / "spam")
@@ -659,7 +659,7 @@ def test_from_slimpajamas_layout_to_spam_and_instructions(tmp_path, monkeypatch)
     assert_close(SpamClassifier.load(tmp_path / "spam").predict(texts)[1], classifier.predict(texts)[1])
 
     model, tokenizer = load_base()
-    entries = check_entries(data.read(data.fetch("instruction_data")))[0][:24]
+    entries = check_entries(data.load("instruction_data"))[0][:24]
     loader = instruction_loader(InstructionData(entries, tokenizer, 256), 8)
     before = evaluate(model, loader, answer_loss)
     train(model, loader, epochs=3, lr=3e-3, loss_fn=answer_loss, progress=False)

@@ -27,8 +27,8 @@ NASTY = [
 def both():
     """Our encoder and tiktoken's, over GPT-2's files where they are at hand, else over the bundled ones."""
     files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-    if any(map(data.is_sample, files)):
-        ours = BPETokenizer().load(data.SAMPLES / "bpe")
+    if any(map(data.places.is_sample, files)):
+        ours = BPETokenizer().load(data.places.SAMPLES / "bpe")
     else:
         ours = BPETokenizer(*text.read_bpe_files(*files))
     return ours, load_tokenizer("gpt2")
@@ -136,7 +136,7 @@ def test_bundled_encoding_is_in_gpt2_format_and_is_used_offline(tmp_path, monkey
     tokenizer = load_tokenizer("gpt2")
     assert tokenizer.name == "bundled-bpe" and tokenizer.n_vocab == 8192
     assert "sample" in capsys.readouterr().out
-    sample = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    sample = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
     assert tokenizer.decode(tokenizer.encode_ordinary(sample)) == sample
     assert len(sample) / len(tokenizer.encode_ordinary(sample)) > 3
 
@@ -166,7 +166,7 @@ def test_learned_merges_equal_the_definition(pieces, n_merges):
 
 
 def test_train_save_load_round_trip(tmp_path):
-    story = (data.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    story = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
     tokenizer = BPETokenizer().train(story, 600)
     assert tokenizer.n_vocab == 600 and tokenizer.eot_token == 599
     tokenizer.save(tmp_path)

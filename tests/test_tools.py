@@ -228,7 +228,7 @@ def test_badges_rewrite_the_link_and_the_clone_address(tmp_path):
 
 
 def test_clean_removes_what_the_tools_made_and_nothing_else(tmp_path):
-    made = ["build/x.html", "shared/__pycache__/a.pyc", ".pytest_cache/b", "01_toy/.ipynb_checkpoints/c"]
+    made = ["build/x.html", "shared/data/__pycache__/a.pyc", ".pytest_cache/b", "01_toy/.ipynb_checkpoints/c"]
     kept = [".venv/lib/__pycache__/d", "data/e", "shared/f.py", ".git/build/g"]
     for name in made + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ from shared.weights import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-STORY = (ROOT / "shared/samples/the-lamp-room.txt").read_text(encoding="utf-8")
+STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
 CONFIG = GPTConfig(600, 32, emb_dim=48, n_heads=4, n_layers=2)
 TOKENS = torch.randint(0, 600, (2, 20), generator=torch.Generator().manual_seed(0))
 TEXT = "It's 12 o'clock, naïve 漢字\n\n  and  <|endoftext|>The lamp"
@@ -656,12 +656,12 @@ def tiny_gpt2(tmp_path, monkeypatch):
     model = make(config)
     export_checkpoint(model, None, tmp_path / "data/gpt2")
     for name in ("gpt2_weights", "gpt2_vocab", "gpt2_encoder"):
-        entry = data.REGISTRY[name]
+        entry = data.registry.REGISTRY[name]
         if entry.sample:
             target = tmp_path / "data" / entry.file
             target.parent.mkdir(exist_ok=True)
-            target.write_bytes((data.SAMPLES / entry.sample).read_bytes())
-        monkeypatch.setitem(data.REGISTRY, name, replace(entry, size=None, sha256=None))
+            target.write_bytes((data.places.SAMPLES / entry.sample).read_bytes())
+        monkeypatch.setitem(data.registry.REGISTRY, name, replace(entry, size=None, sha256=None))
     return model
 
 

@@ -10,13 +10,13 @@ CACHES = {"__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_
 KEPT = {".git", ".venv", "data"}
 
 
-def remove_caches(folder):
+def remove_caches(folder, kept=KEPT):
     for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and path.name not in KEPT:
+        if path.is_dir() and not path.is_symlink() and path.name not in kept:
             if path.name in CACHES:
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                remove_caches(path)
+                remove_caches(path, kept - {"data"})  # only the one at the top holds downloads
 
 
 def main(arguments=None, root=ROOT):

@@ -88,7 +88,7 @@ def ppm(corpus, tokenizer, texts):
 def lambada(model, tokenizer):
     """Last words found by greedy choice: (found, passages, name of the file)."""
     path, encode = data.fetch("lambada"), tokenizer.encode_ordinary
-    parts = [passage.rpartition(" ") for passage in data.read(path)]
+    parts = [passage.rpartition(" ") for passage in data.load(path)]
     scored = score_completions(model, [(encode(context), encode(" " + word)) for context, _, word in parts])
     return sum(bool(greedy.all()) for _, greedy in scored), len(parts), path.name
 
@@ -108,7 +108,7 @@ def card(run, corpus, heldout, model, tokenizer, note=""):
     manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evaluated = [entry for entry in metrics if "val_loss" in entry]
-    records = data.read_records(heldout)
+    records = data.formats.read_records(heldout)
     texts = [record["text"] for record in records]
     kinds = [record["meta"].get("licence", "?").split("(")[0].strip() for record in records]
     measured = bits_per_byte(model, tokenizer, texts)

@@ -59,7 +59,7 @@ def data_used(names=("the_verdict", "gpt2_vocab")):
     samples = []
     for name in names:
         try:
-            if data.is_sample(data.fetch(name)):
+            if data.places.is_sample(data.fetch(name)):
                 samples.append(name)
         except OSError as error:
             return str(error).splitlines()[0].rstrip(":")

@@ -39,9 +39,11 @@ def save(path):
 
 def sample_data():
     """Names of all data sets of which only the bundled sample is there."""
-    from shared import data
+    from shared.data import fetch
+    from shared.data.places import is_sample
+    from shared.data.registry import REGISTRY
 
-    return [name for name, entry in data.REGISTRY.items() if entry.sample and data.is_sample(data.fetch(name))]
+    return [name for name, entry in REGISTRY.items() if entry.sample and is_sample(fetch(name))]
 
 
 def main(arguments=None):

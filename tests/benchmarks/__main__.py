@@ -201,8 +201,8 @@ def bench_classify(n_rounds, device):
     from transformers import pipeline
 
     path, rows = data.fetch("sms_spam"), []
-    texts = [text for _, text in parse_messages(data.read(path)) if text.strip()][:256]
-    kind = "sample" if data.is_sample(path) else "SMS"
+    texts = [text for _, text in parse_messages(data.load(path)) if text.strip()][:256]
+    kind = "sample" if data.places.is_sample(path) else "SMS"
     torch.manual_seed(0)
     ours = SpamClassifier(*load_base()).to(device).eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ SLOW_SHARE = 8  # of the slowest variant only so many entries are timed: one in 
 
 
 def entries_of(name="instruction_data"):
-    return split_entries(check_entries(data.read(data.fetch(name)))[0])
+    return split_entries(check_entries(data.load(name))[0])
 
 
 def their_answers(theirs, tokenizer, entries, context):

@@ -1,0 +1,73 @@
+"""`shared/files.py`: a file is at every moment the old one or the new one."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.files import sha256_of, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_checksum(tmp_path):
+    (tmp_path / "a").write_bytes(b"one" * 100_000)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"one" * 100_000).hexdigest()
+
+
+def test_new_file_is_there_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with write_atomically(path) as part:
+        part.write_text("ne")
+        assert path.read_text() == "old" and part.parent == tmp_path
+        with open(part, "a") as file:
+            file.write("w")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_old_file_stays_where_writing_fails(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), write_atomically(path) as part:
+        part.write_text("half of the n")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_nothing_written_is_an_error_and_no_empty_file(tmp_path):
+    with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "a.txt"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    script = f"""
+import os
+from shared.files import write_atomically
+with write_atomically({str(path)!r}) as part:
+    part.write_text("half of what a killed process wrote")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -9
+    assert path.read_text() == "old" and len(os.listdir(tmp_path)) == 2
+    with write_atomically(path) as part, open(part, "a") as file:
+        file.write("new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("end", ["", ".part"])
+def test_links_are_replaced_and_never_followed(tmp_path, link, end):
+    mine, path = tmp_path / "mine.txt", tmp_path / "a.txt"
+    mine.write_text("mine")
+    link(mine, f"{path}{end}")
+    with write_atomically(path) as part, open(part, "a") as file:
+        file.write("new")
+    assert path.read_text() == "new" and mine.read_text() == "mine" and not path.is_symlink()
