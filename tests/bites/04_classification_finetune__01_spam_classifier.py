@@ -36,7 +36,7 @@ MUTATIONS = [
 
 SMALLER = {
     "[:400])": "[:200])",
-    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::5], val_balanced[::2],",
+    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::3], val_balanced[::2],",
 }
 LEFT_OUT = [
     "random_heads = ", "left.plot(*roc_curve", "threshold = 1 - rate", "kept = torch.tensor(",
