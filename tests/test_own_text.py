@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shared.text import load_tokenizer
+from shared.tokenizer import load_tokenizer
 from tests import bites
 from tools import notebooks
 
