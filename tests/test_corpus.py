@@ -40,7 +40,7 @@ from prepare_corpus import CorpusError, Settings, open_shards, prepare, read_man
 
 from shared import data  # noqa: E402
 from shared.files import sha256_of  # noqa: E402
-from shared.tokenizer import BPETokenizer  # noqa: E402
+from shared.tokenizer import BPETokenizer, load_tokenizer  # noqa: E402
 
 WORDS = """time river stone winter letter garden engine paper window music bread harbour mountain silver question
 summer market lesson number animal station doctor village forest colour answer picture bottle morning island""".split()
@@ -408,15 +408,11 @@ def test_tokens_are_tiktokens(make, tmp_path, tokenizer):
 
 def test_gpt2_tokens(make, tmp_path):
     with_gpt2 = make(write_jsonl(tmp_path / "a.jsonl", TEXTS[:9]), tokenizer="gpt2", validation=0)
-    files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-    name = read_manifest(with_gpt2)["tokenizer"]["name"]
-    if any(data.places.is_sample(file) for file in files):
-        assert name == "bundled-bpe"
-        pytest.skip("GPT-2's files are not here")
-    assert name == "gpt2"
-    encoding = BPETokenizer().load(files[0].parent).to_tiktoken("gpt2")
+    encoding = load_tokenizer("gpt2")  # or the bundled one where GPT-2's files are not at hand
+    assert read_manifest(with_gpt2)["tokenizer"]["name"] == encoding.name
     ids = np.concatenate(open_shards(with_gpt2, "train")).tolist()
-    assert ids == [id for text in TEXTS[:9] for id in [*encoding.encode_ordinary(text), 50256]]
+    assert ids == [id for text in TEXTS[:9] for id in [*encoding.encode_ordinary(text), encoding.eot_token]]
+    assert load_tokenizer(with_gpt2 / "tokenizer")._mergeable_ranks == encoding._mergeable_ranks
 
 
 def test_split_never_moves(make, tmp_path):
@@ -705,6 +701,21 @@ def test_finished_work_is_compared_with_its_checksums(finished, damage, capsys):
     assert not (folder.parent / "merged").exists()
     assert pipeline.main([*call, "--restart"]) == 0
     assert corpus_output.verify_corpus(folder) == manifest
+
+
+def test_a_corpus_with_tokenizer_files_of_older_names_is_refused_by_the_file_that_it_lacks(finished, capsys):
+    folder, call = finished
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for old, new in (("vocab.bpe", "merges.txt"), ("encoder.json", "vocab.json")):
+        (folder / "tokenizer" / new).rename(folder / "tokenizer" / old)
+        manifest["files"][f"tokenizer/{old}"] = manifest["files"].pop(f"tokenizer/{new}")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = snapshot(folder)
+    with pytest.raises(FileNotFoundError, match="vocab.json is missing"):
+        corpus_output.verify_corpus(folder)
+    refused(call, "vocab.json is missing", capsys)
+    assert snapshot(folder) == before
+    assert pipeline.main([*call, "--restart"]) == 0 and corpus_output.verify_corpus(folder)
 
 
 def test_large_shards_are_read_again_only_when_they_have_changed(finished, monkeypatch):
