@@ -21,11 +21,11 @@ from shared.files import sha256_of
 
 SPLITS = ("train", "validation")
 COUNTED = ("tokens", "documents", "text_bytes")
-TOKENIZER_FILES = ("vocab.bpe", "encoder.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
 SHARD = re.compile(r"(train|validation)_(\d{5,})\.bin")
 OWN_NAME = re.compile(  # of what a run may write into its folder
     rf"state\.db(-journal)?|((manifest|report|checked)\.json|{SHARD.pattern})(\.part)?|report\.png"
-    r"|tokenizer(\.part)?(/(vocab\.bpe|encoder\.json))?"
+    r"|tokenizer(\.part)?(/(vocab\.json|merges\.txt))?"
 )
 PROVENANCE = ("source", "inputs", "settings", "tokenizer", "files")  # the manifest's entries on how it was made
 LARGE = 2**26  # bytes; that a larger file is right is remembered, in checked.json, until the file changes
@@ -176,6 +176,9 @@ def verify_corpus(folder):
     manifest = read_manifest(folder)
     for split in SPLITS:
         open_shards(folder, split)  # the sizes
+    for name in TOKENIZER_FILES:
+        if not (path := Path(folder) / "tokenizer" / name).is_file():
+            raise FileNotFoundError(f"{path} is missing; prepare_corpus.py --restart makes the corpus anew")
     check_files(Path(folder), checksums(manifest))
     return manifest
 

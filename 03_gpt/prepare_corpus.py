@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import sys
@@ -85,6 +84,7 @@ from corpus_state import SeenBefore, State  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.files import sha256_of  # noqa: E402
+from shared.tokenizer import BPETokenizer, from_tiktoken, load_tokenizer  # noqa: E402
 
 TOKENIZER_TEXT = 15_000_000  # bytes of text from which a tokenizer is trained
 BATCH_BYTES, BATCH_RECORDS = 2**20, 256  # what is handed to a worker at a time
@@ -309,7 +309,7 @@ def make_plan(settings, folder):
         if Path(settings.tokenizer).resolve() in own:
             raise CorpusError(f"--tokenizer {settings.tokenizer}: the tokenizer of the new corpus is to be there; copy "
                               "this one to another folder, and name that")  # fmt: skip
-        check_tokenizer(load_bpe(settings.tokenizer).to_tiktoken("wanted"), settings.tokenizer)
+        check_tokenizer(load_tokenizer(Path(settings.tokenizer)), settings.tokenizer)
     return Plan(files, origins, fingerprints(settings))
 
 
@@ -427,7 +427,7 @@ class Run:
         }  # fmt: skip
         tokenizer = {
             "name": self.tokenizer_name(), "n_vocab": encoding.n_vocab, "eot_token": encoding.eot_token,
-            "sha256": self._load("tokenizer")["tokenizer/vocab.bpe"],
+            "sha256": self._load("tokenizer")["tokenizer/merges.txt"],
         }  # fmt: skip
         files = self._load("tokenizer") | {"report.json": None} | ({"report.png": None} if self._load("plot") else {})
         settings = asdict(self.settings) | {"sources": names, "tokenizer": kind_of_tokenizer(self.settings)}
@@ -438,7 +438,7 @@ class Run:
     def tokenizer_name(self):
         wanted = self.settings.tokenizer
         published = data.registry.REGISTRY["gpt2_vocab"].sha256
-        if wanted == "gpt2" and self._load("tokenizer")["tokenizer/vocab.bpe"] != published:
+        if wanted == "gpt2" and self._load("tokenizer")["tokenizer/merges.txt"] != published:
             return "bundled-bpe"  # GPT-2's own could not be had
         return f"bpe-{wanted.split()[1]}" if wanted.startswith("train ") else valid_unicode(Path(wanted).name)
 
@@ -484,14 +484,8 @@ def kind_of_tokenizer(settings):
     return f"folder {valid_unicode(Path(wanted).resolve().name)}" if is_folder(wanted) else wanted
 
 
-def load_bpe(folder):
-    from shared.text import BPETokenizer  # not at the top: the workers import this file, but no torch
-
-    return BPETokenizer().load(folder)
-
-
 def same_bpe(one, other):
-    one, other = load_bpe(one), load_bpe(other)
+    one, other = BPETokenizer().load(one), BPETokenizer().load(other)
     return (one.merges, one.special_tokens) == (other.merges, other.special_tokens)
 
 
@@ -505,8 +499,6 @@ def check_tokenizer(encoding, folder):
 
 def get_tokenizer(run):
     """The `tiktoken.Encoding` of the run, from OUT/tokenizer, which is made first if need be."""
-    from shared.text import load_tokenizer
-
     folder, made = run.folder / "tokenizer", run._load("tokenizer")
     if made is None:
         part = run.folder / "tokenizer.part"
@@ -529,21 +521,15 @@ def get_tokenizer(run):
 
 def make_tokenizer(run, part):
     """Write the files of the tokenizer that the settings want into the folder `part`."""
-    from shared.text import BPETokenizer
-
     wanted = run.settings.tokenizer
     if wanted.startswith("train "):
         text = tokenizer_text(run.files, run.settings)
         print(f"training a tokenizer on {len(text):,} characters")
         BPETokenizer().train(text, int(wanted.split()[1])).save(part)
     elif wanted == "gpt2":
-        paths = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-        if any(data.places.is_sample(path) for path in paths):  # one real file and one sample do not go together
-            paths = [data.places.SAMPLES / "bpe" / name for name in TOKENIZER_FILES]
-        for path, name in zip(paths, TOKENIZER_FILES):
-            shutil.copyfile(path, part / name)
+        from_tiktoken(load_tokenizer("gpt2")).save(part)
     else:
-        load_bpe(wanted).save(part)
+        BPETokenizer().load(wanted).save(part)
 
 
 def tokenizer_text(files, settings):
@@ -707,7 +693,7 @@ def arguments(argv):
     add("--near", type=float, default=0.8, help="drop a text that is so much like an earlier one (default: 0.8)")
     add("--no-near", action="store_true", help="drop only texts that are equal to an earlier one")
     add("--validation", type=float, default=0.005, metavar="SHARE", help="of the documents (default: 0.005)")
-    add("--tokenizer", default="gpt2", help="gpt2, or a folder with vocab.bpe and encoder.json")
+    add("--tokenizer", default="gpt2", help="gpt2, or a folder with vocab.json and merges.txt, or tokenizer.json")
     add("--train-tokenizer", type=int, metavar="SIZE", help="train one of SIZE entries on the first of the text")
     add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="size of a shard (default: 100,000,000)")
     add("--shard", metavar="I/N", help="only every N-th file, from number I (from 0) on")

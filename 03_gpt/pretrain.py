@@ -43,7 +43,7 @@ from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E4
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything  # noqa: E402
-from shared.text import load_tokenizer  # noqa: E402
+from shared.tokenizer import load_tokenizer  # noqa: E402
 from shared.training import (  # noqa: E402
     History,
     compile_or_eager,

@@ -37,7 +37,7 @@ from shared.classification import (  # noqa: E402
 )
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
-from shared.text import END_OF_TEXT  # noqa: E402
+from shared.tokenizer import END_OF_TEXT  # noqa: E402
 from shared.weights import COURSE_BASE, load_base, load_checkpoint_dir  # noqa: E402
 
 OUT = Path(__file__).with_name("ablations.json")

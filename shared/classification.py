@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared import training
-from shared.text import END_OF_TEXT, as_list, with_end_of_text
+from shared.batches import LengthBuckets, as_list, pad
+from shared.tokenizer import END_OF_TEXT, with_end_of_text
 from shared.weights import export_checkpoint, load_checkpoint_dir, load_score, published_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
@@ -149,41 +150,10 @@ class LabelledTexts(Dataset):
         return self.ids[i], self.labels[i]
 
 
-def pad(rows, pad_id=0):
-    """Rows of unequal length as one tensor, filled up on the right: -> tokens [B, T], lengths [B].
-
-    What stands after a row's end does not matter: a causal model looks at no later token.
-    """
-    lengths = torch.tensor([len(row) for row in rows])
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id), lengths
-
-
 def collate(batch):
     """[(ids, label), ...] -> tokens [B, T], lengths [B], labels [B]; T is the longest of this batch."""
     ids, labels = zip(*batch, strict=True)
     return *pad(ids), torch.stack(labels)
-
-
-class LengthBuckets:
-    """Batches of numbers 0 ... N - 1 in which neighbours in length stand together, so that little is padded.
-
-    Shuffled anew by `generator` at each pass; sorted by length within groups of 50 batches; batches shuffled again.
-    """
-
-    def __init__(self, lengths, batch_size, generator):
-        self.lengths, self.batch_size, self.generator = list(lengths), batch_size, generator
-
-    def __len__(self):
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self):
-        order = torch.randperm(len(self.lengths), generator=self.generator).tolist()
-        group, batches = 50 * self.batch_size, []
-        for start in range(0, len(order), group):
-            rows = sorted(order[start : start + group], key=self.lengths.__getitem__)
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        for i in torch.randperm(len(batches), generator=self.generator).tolist():
-            yield batches[i]
 
 
 def last_hidden(gpt, tokens, lengths):

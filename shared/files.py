@@ -1,7 +1,8 @@
-"""Two things that many modules do with a file: take its checksum, and write it so that it is never half there."""
+"""What many modules do with a file: take its checksum, write it atomically, read text and JSON with clear errors."""
 
 import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -31,3 +32,35 @@ def write_atomically(path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_utf8(file):
+    """The text of a file in UTF-8. Raises ValueError, naming the file, where it is none."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
+def read_json(file, values=object):
+    """The object in a JSON file. Raises ValueError, naming the file, where it holds none, or other `values`."""
+    text = read_utf8(file)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: it holds a {type(found).__name__}, not an object {{...}}")
+    for key, value in found.items():
+        if not isinstance(value, values):
+            raise ValueError(f"{file} is damaged: {key!r} is {value!r:.50}, not of type {values.__name__}")
+    return found
+
+
+def write_text(path, text):
+    """Write a UTF-8 file atomically. Raises OSError, naming the file."""
+    try:
+        with write_atomically(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None

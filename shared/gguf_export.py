@@ -6,8 +6,9 @@ from pathlib import Path
 
 import gguf
 
-from shared.text import END_OF_TEXT, byte_to_char, valid_unicode
-from shared.weights import from_tiktoken, load_checkpoint_dir, published_name
+from shared.tokenizer import END_OF_TEXT, from_tiktoken, valid_unicode
+from shared.tokenizer_files import byte_to_char
+from shared.weights import load_checkpoint_dir, published_name
 
 
 def export_gguf(folder, file):

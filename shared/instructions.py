@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from shared.classification import LengthBuckets
+from shared.batches import LengthBuckets, as_list
 from shared.data.formats import open_text, parse_json
+from shared.files import write_text
 from shared.generation import generate
-from shared.text import END_OF_TEXT, as_list, valid_unicode, write_text
+from shared.tokenizer import END_OF_TEXT, valid_unicode
 from shared.training import IGNORE, hidden_loss
 
 
@@ -145,16 +146,6 @@ def _checked(row):
     return entry
 
 
-def split_entries(entries, shares=(0.85, 0.05, 0.10), seed=0):
-    """Shuffled parts of `entries` of these shares: training, validation, test. Deduplicate first (`check_entries`)."""
-    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed)).tolist()
-    ends = [round(len(entries) * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
-    parts = [[entries[i] for i in order[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
-    if not all(parts):
-        raise ValueError(f"{len(entries)} entries are too few for parts of {shares}")
-    return parts
-
-
 def format_prompt(entry, template=ALPACA):
     """The text that a model continues with its answer."""
     form = template.with_input if entry.get("input") else template.plain
@@ -210,26 +201,6 @@ class InstructionData(Dataset):
 
     def lengths(self):
         return [len(ids) for ids, _ in self.items]
-
-
-def pack(data, max_tokens):
-    """The items of `data` joined into rows of at most `max_tokens`, longest first, each into the fullest row that has
-    room: nearly nothing is padded, but an entry also sees those before it in its row. Raises ValueError for an item
-    that is longer."""
-    rows, by_room = [], [[] for _ in range(max_tokens + 1)]  # by_room[n]: the rows that have room for n more tokens
-    for item in sorted(data, key=lambda item: -len(item[0])):
-        n = len(item[0])
-        if n > max_tokens:
-            raise ValueError(f"an entry has {n} tokens; a row holds at most {max_tokens}")
-        room = next((room for room in range(n, max_tokens + 1) if by_room[room]), None)
-        if room is None:
-            room = max_tokens
-            rows.append([])
-            by_room[room].append(rows[-1])
-        row = by_room[room].pop()
-        row.append(item)
-        by_room[room - n].append(row)
-    return [tuple(map(torch.cat, zip(*row, strict=True))) for row in rows]
 
 
 def collate_instructions(batch, mask_prompt=True):
@@ -291,4 +262,4 @@ def save_responses(path, entries, responses):
     if len(entries) != len(responses):
         raise ValueError(f"there are {len(entries)} entries and {len(responses)} responses")
     rows = [entry | {"model_response": response} for entry, response in zip(entries, responses, strict=True)]
-    write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, valid_unicode(json.dumps(rows, indent=1, ensure_ascii=False)) + "\n")

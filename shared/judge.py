@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.data.network import Failed, ask_json
+from shared.files import write_text
 from shared.generation import generate
-from shared.text import valid_unicode, write_text
+from shared.tokenizer import valid_unicode
 
 
 class JudgeError(OSError):

@@ -16,28 +16,24 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import regex
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from shared import data
+from shared.files import read_json
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.runtime import scale
-from shared.text import (
+from shared.tokenizer import (
     END_OF_TEXT,
-    GPT2_SPLIT,
     BPETokenizer,
-    apply_merges,
-    parse_bpe,
-    read_bpe_files,
-    read_json,
-    read_utf8,
+    from_tiktoken,
+    load_tokenizer,
     valid_unicode,
     with_end_of_text,
-    write_bpe_files,
 )
+from shared.tokenizer_files import has_tokenizer, read_bpe_files
 
 COURSE_BASE = data.places.ROOT / "shared" / "course_base"
 
@@ -207,7 +203,7 @@ def load_checkpoint_dir(folder, others=()):
     """
     folder = Path(folder)
     config = _read_config(folder / "config.json")
-    files, tokenizer = _weight_files(folder), _read_tokenizer(folder)
+    files, tokenizer = _weight_files(folder), load_tokenizer(folder) if has_tokenizer(folder) else None
     if tokenizer is not None and tokenizer.n_vocab > config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
     model = load_weights(config, files, others)
@@ -243,33 +239,6 @@ def load_score(folder):
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder / 'config.json'}: id2label must give each number of a label its name")
     return score, names
-
-
-def _read_tokenizer(folder):
-    """The encoding in a Hugging Face folder, by the folder's name; None where it has none.
-
-    tokenizer.json, which newer versions of transformers write with everything in it, goes before the other files.
-    """
-    name = folder.resolve().name
-    ids, merges, added, both = (
-        folder / file for file in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json")
-    )
-    if both.is_file():
-        found = read_json(both)
-        try:
-            tokens = found["model"]["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
-            lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in found["model"]["merges"]]
-            if found["pre_tokenizer"]["type"] != "ByteLevel":
-                raise ValueError(f"it cuts text by {found['pre_tokenizer']['type']}, not by GPT-2's rule")
-            return BPETokenizer(*parse_bpe(lines, tokens, "its merges", "its vocab")).to_tiktoken(name)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{both} holds no byte-pair encoding: {type(error).__name__} {error}") from None
-    if not ids.is_file():
-        return None
-    if not added.is_file():
-        return BPETokenizer(*read_bpe_files(merges, ids)).to_tiktoken(name)
-    tokens = read_json(ids, int) | read_json(added, int)
-    return BPETokenizer(*parse_bpe(read_utf8(merges).splitlines(), tokens, merges, added)).to_tiktoken(name)
 
 
 def _read_config(file):
@@ -319,9 +288,7 @@ def export_checkpoint(model, tokenizer, folder, chat_template=None, *, tensors=N
             save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
             if bpe:
                 eos = bpe.special_tokens.get(END_OF_TEXT)
-                write_bpe_files(bpe, aside)
-                os.replace(aside / "vocab.bpe", aside / "merges.txt")
-                os.replace(aside / "encoder.json", aside / "vocab.json")
+                bpe.save(aside)
                 _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
             ids = {"bos_token_id": eos, "eos_token_id": eos}
             _write_json(aside / "config.json", _config_json(model) | ids | (config or {}))
@@ -377,31 +344,6 @@ def _tokenizer_config(bpe, config, chat_template):
     if END_OF_TEXT in bpe.special_tokens:
         settings |= {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "unk", "pad")}
     return settings if chat_template is None else settings | {"chat_template": chat_template}
-
-
-def from_tiktoken(encoding):
-    """The BPETokenizer with the merges and ids of a tiktoken.Encoding. Raises ValueError if it is not GPT-2's kind.
-
-    tiktoken keeps the tokens in the order in which they were learned, not their two parts: those are what the merges
-    learned before make of the token's bytes.
-    """
-    bpe = BPETokenizer()
-    tokens = sorted(encoding._mergeable_ranks, key=encoding._mergeable_ranks.get)
-    kept = tokens[:256] == bpe.tokens
-    for token in tokens[256:] if kept else []:
-        parts = apply_merges([bpe.byte_ids[b] for b in token], bpe.merges)
-        if len(parts) != 2:
-            kept = False
-            break
-        bpe.merges[tuple(parts)] = len(bpe.tokens)
-        bpe.tokens.append(token)
-    bpe.special_tokens = dict(sorted(encoding._special_tokens.items(), key=lambda item: item[1]))
-    probe = "It's 12345 o'clock, DON'T   you\tsee?\n\n 漢字 naïve_x=1;"
-    same_rule = regex.findall(encoding._pat_str, probe) == regex.findall(GPT2_SPLIT, probe)
-    contiguous = list(bpe.special_tokens.values()) == list(range(len(tokens), bpe.n_vocab))
-    if not kept or not contiguous or not same_rule:
-        raise ValueError(f"the encoding {encoding.name} is not of GPT-2's kind: it does not fit GPT-2's two files")
-    return bpe
 
 
 def _write_json(file, content):

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from shared.batches import pad
 from shared.classification import (
     LABELS,
     LabelledTexts,
-    LengthBuckets,
     SpamClassifier,
     balance,
     class_weights,
@@ -31,14 +31,13 @@ from shared.classification import (
     freeze_except,
     last_hidden,
     main,
-    pad,
     parse_messages,
     read_messages,
     split,
     train_classifier,
 )
 from shared.gpt import GPTConfig, GPTModel
-from shared.text import BPETokenizer
+from shared.tokenizer import BPETokenizer
 from shared.training import evaluate
 from shared.weights import export_checkpoint
 
@@ -427,36 +426,6 @@ def test_dataset_and_collate(tokenizer):
     assert tokens[0, lengths[0] :].sum() == tokens[1, 1:].sum() == 0
     short = collate([data[0], data[1]])[0]
     assert short.shape[1] == lengths[0] < 20  # as long as the longest of its batch, not of all
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 9))
-def test_every_number_comes_once_in_a_pass(lengths, batch_size):
-    buckets = LengthBuckets(lengths, batch_size, torch.Generator().manual_seed(0))
-    for _ in range(2):
-        batches = list(buckets)
-        assert len(batches) == len(buckets) and max(map(len, batches)) <= batch_size
-        assert sorted(sum(batches, [])) == list(range(len(lengths)))
-
-
-def test_buckets_pad_little_and_shuffle():
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 100, (4000,), generator=generator).tolist()
-
-    def padding(batches):
-        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) / sum(lengths) - 1
-
-    buckets = LengthBuckets(lengths, 16, generator)
-    first, second = list(buckets), list(buckets)
-    order = torch.randperm(4000, generator=generator).tolist()
-    plain = padding([order[i : i + 16] for i in range(0, 4000, 16)])
-    assert padding(first) < 0.1 * plain and plain > 0.5
-    assert first != second and {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
-    longest = [max(lengths[i] for i in batch) for batch in first]
-    assert longest != sorted(longest)  # short and long batches in turn
-    generator.manual_seed(7)
-    again = list(buckets)
-    assert again == list(LengthBuckets(lengths, 16, torch.Generator().manual_seed(7)))
 
 
 # --- training --------------------------------------------------------------------------------------------------------

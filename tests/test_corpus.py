@@ -40,7 +40,7 @@ from prepare_corpus import CorpusError, Settings, open_shards, prepare, read_man
 
 from shared import data  # noqa: E402
 from shared.files import sha256_of  # noqa: E402
-from shared.text import BPETokenizer  # noqa: E402
+from shared.tokenizer import BPETokenizer, load_tokenizer  # noqa: E402
 
 WORDS = """time river stone winter letter garden engine paper window music bread harbour mountain silver question
 summer market lesson number animal station doctor village forest colour answer picture bottle morning island""".split()
@@ -402,21 +402,17 @@ def test_tokens_are_tiktokens(make, tmp_path, tokenizer):
     manifest = read_manifest(folder)
     assert manifest["tokenizer"] == {
         "name": "small", "n_vocab": 400, "eot_token": 399,
-        "sha256": sha256_of(folder / "tokenizer" / "vocab.bpe")}  # fmt: skip
+        "sha256": sha256_of(folder / "tokenizer" / "merges.txt")}  # fmt: skip
     assert open_shards(folder, "validation") == []
 
 
 def test_gpt2_tokens(make, tmp_path):
     with_gpt2 = make(write_jsonl(tmp_path / "a.jsonl", TEXTS[:9]), tokenizer="gpt2", validation=0)
-    files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-    name = read_manifest(with_gpt2)["tokenizer"]["name"]
-    if any(data.places.is_sample(file) for file in files):
-        assert name == "bundled-bpe"
-        pytest.skip("GPT-2's files are not here")
-    assert name == "gpt2"
-    encoding = BPETokenizer().load(files[0].parent).to_tiktoken("gpt2")
+    encoding = load_tokenizer("gpt2")  # or the bundled one where GPT-2's files are not at hand
+    assert read_manifest(with_gpt2)["tokenizer"]["name"] == encoding.name
     ids = np.concatenate(open_shards(with_gpt2, "train")).tolist()
-    assert ids == [id for text in TEXTS[:9] for id in [*encoding.encode_ordinary(text), 50256]]
+    assert ids == [id for text in TEXTS[:9] for id in [*encoding.encode_ordinary(text), encoding.eot_token]]
+    assert load_tokenizer(with_gpt2 / "tokenizer")._mergeable_ranks == encoding._mergeable_ranks
 
 
 def test_split_never_moves(make, tmp_path):
@@ -521,7 +517,7 @@ def refused(call, message, capsys, status=1):
     (["--source", "nowhere.jsonl"], "there is no such file or folder"),
     (["--source", "http://127.0.0.1:9/a.jsonl"], "http://127.0.0.1:9/a.jsonl"),
     (["--shard", "5/9"], "there are not so many files"),
-    (["--tokenizer", "nowhere"], "vocab.bpe does not exist"),
+    (["--tokenizer", "nowhere"], "merges.txt does not exist"),
     (["--tokenizer", "damaged"], "damaged"),
     (["--tokenizer", "without_end"], "has no <|endoftext|>"),
     (["--tokenizer", "out/tokenizer"], "copy this one to another folder"),
@@ -533,7 +529,7 @@ def test_restart_checks_before_it_deletes(finished, tmp_path, monkeypatch, capsy
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("LLM_OFFLINE", "1")
     (tmp_path / "damaged").mkdir()
-    for name in ("vocab.bpe", "encoder.json"):
+    for name in ("merges.txt", "vocab.json"):
         (tmp_path / "damaged" / name).write_text("{")
     BPETokenizer().train(TEXTS[0], 300, special_tokens=["<|stop|>"]).save(tmp_path / "without_end")
     (folder / "report.png").write_text("the user's")
@@ -566,7 +562,7 @@ def test_restart_removes_only_what_a_run_made(finished, monkeypatch):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("name", ["train_00000.bin", "tokenizer/vocab.bpe", "report.json", "manifest.json.part"])
+@pytest.mark.parametrize("name", ["train_00000.bin", "tokenizer/merges.txt", "report.json", "manifest.json.part"])
 def test_a_users_files_are_in_the_way(finished, tmp_path, capsys, name):
     """Where no record says that a run made them, neither a new run nor --restart touches them."""
     _, call = finished
@@ -597,7 +593,7 @@ def test_links_are_not_followed(finished, tmp_path, capsys, monkeypatch, name, b
     out.mkdir(exist_ok=True)
     if name.startswith("tokenizer"):
         target.mkdir()
-        (target / "vocab.bpe").write_text("the user's")
+        (target / "merges.txt").write_text("the user's")
     else:
         target.write_text("the user's")
     (out / name).symlink_to(target)
@@ -673,17 +669,17 @@ def flip(path, at=100):
 
 
 def other_tokenizer(folder):
-    text = (folder / "encoder.json").read_text()
-    (folder / "encoder.json").write_text(text.replace("<|endoftext|>", "<|endofwork|>"))
+    text = (folder / "vocab.json").read_text()
+    (folder / "vocab.json").write_text(text.replace("<|endoftext|>", "<|endofwork|>"))
 
 
 DAMAGES = {
     "train_00001.bin is missing": lambda folder: (folder / "train_00001.bin").unlink(),
     "train_00001.bin is damaged": lambda folder: flip(folder / "train_00001.bin"),
     "train_00000.bin has": lambda folder: swap(folder, "train_00000.bin", "train_00001.bin"),
-    "vocab.bpe is missing": lambda folder: (folder / "tokenizer/vocab.bpe").unlink(),
-    "vocab.bpe is damaged": lambda folder: flip(folder / "tokenizer/vocab.bpe"),
-    "encoder.json is damaged": lambda folder: other_tokenizer(folder / "tokenizer"),
+    "merges.txt is missing": lambda folder: (folder / "tokenizer/merges.txt").unlink(),
+    "merges.txt is damaged": lambda folder: flip(folder / "tokenizer/merges.txt"),
+    "vocab.json is damaged": lambda folder: other_tokenizer(folder / "tokenizer"),
 }
 
 
@@ -705,6 +701,21 @@ def test_finished_work_is_compared_with_its_checksums(finished, damage, capsys):
     assert not (folder.parent / "merged").exists()
     assert pipeline.main([*call, "--restart"]) == 0
     assert corpus_output.verify_corpus(folder) == manifest
+
+
+def test_a_corpus_with_tokenizer_files_of_older_names_is_refused_by_the_file_that_it_lacks(finished, capsys):
+    folder, call = finished
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for old, new in (("vocab.bpe", "merges.txt"), ("encoder.json", "vocab.json")):
+        (folder / "tokenizer" / new).rename(folder / "tokenizer" / old)
+        manifest["files"][f"tokenizer/{old}"] = manifest["files"].pop(f"tokenizer/{new}")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = snapshot(folder)
+    with pytest.raises(FileNotFoundError, match="vocab.json is missing"):
+        corpus_output.verify_corpus(folder)
+    refused(call, "vocab.json is missing", capsys)
+    assert snapshot(folder) == before
+    assert pipeline.main([*call, "--restart"]) == 0 and corpus_output.verify_corpus(folder)
 
 
 def test_large_shards_are_read_again_only_when_they_have_changed(finished, monkeypatch):
@@ -734,7 +745,7 @@ def test_large_shards_are_read_again_only_when_they_have_changed(finished, monke
     (lambda folder: flip(folder / "train_00001.bin"), "train_00001.bin is damaged"),
     (lambda folder: flip(max(folder.glob("train_*.part"))), "bin.part is not as the last run left it"),
     (lambda folder: max(folder.glob("train_*.part")).unlink(), "bin.part is not as the last run left it"),
-    (lambda folder: other_tokenizer(folder / "tokenizer"), "encoder.json is damaged"),
+    (lambda folder: other_tokenizer(folder / "tokenizer"), "vocab.json is damaged"),
     (lambda folder: write_jsonl(folder.parent / "a.jsonl", TEXTS[::-1]), "a.jsonl is no longer the file"),
     (lambda folder: (folder.parent / "a.jsonl").unlink(), "a.jsonl: No such file"),
     (lambda folder: (folder / "train_00099.bin").write_text("the user's"), "train_00099.bin is in the way"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.gpt import GPTConfig, GPTModel
-from shared.text import BPETokenizer
+from shared.tokenizer import BPETokenizer
 from tools import course_base
 
 TEXTS = ["The lamp room was cold and the keeper slept.", "Nobody came up the stairs.", "Naïve, said the sea."]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import sha256_of, write_atomically
+from shared.files import read_json, read_utf8, sha256_of, write_atomically, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,3 +71,32 @@ def test_links_are_replaced_and_never_followed(tmp_path, link, end):
     with write_atomically(path) as part, open(part, "a") as file:
         file.write("new")
     assert path.read_text() == "new" and mine.read_text() == "mine" and not path.is_symlink()
+
+
+def test_a_text_is_written_atomically_and_a_file_that_cannot_be_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "naïve 漢字\n")
+    assert read_utf8(path) == "naïve 漢字\n"
+
+    def full(self, text, **kwargs):
+        self.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for place in (path, tmp_path / "nowhere" / "a.txt", tmp_path):
+        with pytest.raises(OSError, match=f"^{place} cannot be written: ."):
+            write_text(place, "another text")
+    assert read_utf8(path) == "naïve 漢字\n" and [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"[]", "it holds a list, not an object"), (b"{", "Expecting property name"), (b"\xff", "'utf-8' codec"),
+    (b'{"a": "b"}', "'a' is 'b', not of type int"), (b"[" * 100_000, "recursion"),
+])  # fmt: skip
+def test_damaged_json_is_named(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} is damaged: .*{message}"):
+        read_json(path, int)
+    path.write_bytes(b'\xef\xbb\xbf{"a": 3}')
+    assert read_json(path, int) == {"a": 3}

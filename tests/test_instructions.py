@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from shared import instructions
+from shared.batches import pack, random_split
 from shared.data.formats import read_json_list
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
@@ -32,13 +33,11 @@ from shared.instructions import (
     extract_response,
     format_prompt,
     instruction_loader,
-    pack,
     read_entries,
     respond,
     save_responses,
-    split_entries,
 )
-from shared.text import BPETokenizer
+from shared.tokenizer import BPETokenizer
 from shared.training import IGNORE, next_token_loss, train
 from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
@@ -270,31 +269,14 @@ def test_every_row_is_kept_or_named(rows):
     assert again == entries and none == []
 
 
-def test_split_is_a_partition_by_shares(entries):
-    parts = split_entries(entries)
-    assert [len(part) for part in parts] == [round(len(entries) * e) for e in (0.85,)] + [
-        round(len(entries) * 0.9) - round(len(entries) * 0.85), len(entries) - round(len(entries) * 0.9)
-    ]  # fmt: skip
-    together = [entry for part in parts for entry in part]
-    assert sorted(map(str, together)) == sorted(map(str, entries)) and together != entries
-    assert split_entries(entries) == parts != split_entries(entries, seed=1)
-    assert [len(part) for part in split_entries(entries[:10], shares=(8, 1, 1))] == [8, 1, 1]
-
-
 def test_nothing_stands_in_two_parts_after_the_check(entries):
     copies = entries + [entry | {"instruction": entry["instruction"].upper()} for entry in entries]
-    train_part, *others = split_entries(check_entries(copies)[0])
+    train_part, *others = random_split(check_entries(copies)[0])
     seen = {(e["instruction"].casefold(), e["input"]) for e in train_part}
     assert not any((e["instruction"].casefold(), e["input"]) in seen for part in others for e in part)
-    train_part, *others = split_entries(copies)  # without it they do
+    train_part, *others = random_split(copies)  # without it they do
     seen = {(e["instruction"].casefold(), e["input"]) for e in train_part}
     assert any((e["instruction"].casefold(), e["input"]) in seen for part in others for e in part)
-
-
-@pytest.mark.parametrize("n", [0, 2, 5])
-def test_too_few_entries_to_split(n):
-    with pytest.raises(ValueError, match=f"{n} entries are too few for parts of"):
-        split_entries(ROWS[:1] * n)
 
 
 # --- prompts and answers ---------------------------------------------------------------------------------------------
@@ -465,28 +447,6 @@ def test_packing_keeps_every_token_once_and_pads_less(tokenizer, entries):
     assert padded_positions(rows, 8) < (shuffled - n_tokens + len(data)) / 2
     joined = sum(map(len, (ids for ids, _ in pack(data, 3 * 256))))
     assert joined == n_tokens
-
-
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
-@settings(max_examples=100, deadline=None)
-def test_packing_takes_the_fullest_row_that_has_room(lengths):
-    data = [(torch.full((n,), i), torch.ones(n, dtype=torch.bool)) for i, n in enumerate(lengths)]
-    rows = pack(data, 20)
-    room = []
-    for n in sorted(lengths, reverse=True):  # the same by brute force
-        fits = [i for i in range(len(room)) if room[i] >= n]
-        if not fits:
-            room.append(20)
-            fits = [len(room) - 1]
-        room[min(fits, key=room.__getitem__)] -= n
-    assert sorted(len(ids) for ids, _ in rows) == sorted(20 - free for free in room)
-    assert Counter(torch.cat([ids for ids, _ in rows]).tolist()) == Counter(dict(enumerate(lengths)))
-
-
-def test_packing_refuses_what_is_longer_than_a_row(tokenizer):
-    data = InstructionData(ROWS, tokenizer, 1000)
-    with pytest.raises(ValueError, match=f"an entry has {max(data.lengths())} tokens; a row holds at most 60"):
-        pack(data, 60)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from shared.judge import (
     ollama,
     openai_compatible,
 )
-from shared.text import BPETokenizer
+from shared.tokenizer import BPETokenizer
 from tests.local_server import LocalServer, go_direct
 from tests.test_attention_and_gpt import lively
 

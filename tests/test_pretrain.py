@@ -30,7 +30,7 @@ from shared.classification import SpamClassifier, balance, parse_messages, train
 from shared.files import sha256_of  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
 from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond  # noqa: E402
-from shared.text import BPETokenizer  # noqa: E402
+from shared.tokenizer import BPETokenizer  # noqa: E402
 from shared.training import evaluate, train, training_step  # noqa: E402
 from shared.weights import load_base, load_checkpoint_dir  # noqa: E402
 
@@ -67,9 +67,9 @@ def corpus(tmp_path_factory):
         splits[name.split("_")[0]]["shards"].append(shard)
     for split in splits.values():
         split["tokens"] = sum(shard["tokens"] for shard in split["shards"])
-    sha256 = sha256_of(folder / "tokenizer" / "vocab.bpe")
+    sha256 = sha256_of(folder / "tokenizer" / "merges.txt")
     manifest = {"format": 1, "dtype": "uint16", "splits": splits, "tokenizer": {"sha256": sha256},
-                "files": {"tokenizer/vocab.bpe": sha256}}  # fmt: skip
+                "files": {"tokenizer/merges.txt": sha256}}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
@@ -576,7 +576,7 @@ def test_a_corpus_that_is_not_the_manifests_is_named(corpus, tmp_path):
         run(folder, tmp_path / "run")
     shard.write_bytes(whole)
     BPETokenizer().train("another text of another kind " * 50, 270).save(folder / "tokenizer")
-    with pytest.raises(SystemExit, match="vocab.bpe is .*file"):
+    with pytest.raises(SystemExit, match="merges.txt is .*file"):
         run(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

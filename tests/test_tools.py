@@ -496,8 +496,8 @@ def test_all_runs_every_number_format(passes, monkeypatch):
     assert variables["LLM_DTYPE"] == "bfloat16" and command[-3:] == ["05_instruction_finetune", *test_tool.TRAINING]
     assert {"-x", "01_working_with_text", "03_gpt"} < set(command)
     assert not any("LLM_DTYPE" in variables for title, (_, variables) in whole.items() if "in bfloat16" not in title)
-    command, _ = passes("--all", "tests/test_text.py")["lessons and tests of training in bfloat16"]
-    assert command[-1] == "tests/test_text.py"  # a part that is named stays that part
+    command, _ = passes("--all", "tests/test_files.py")["lessons and tests of training in bfloat16"]
+    assert command[-1] == "tests/test_files.py"  # a part that is named stays that part
 
     monkeypatch.setenv("LLM_DTYPE", "bfloat16")
     whole = passes("--all")

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import training
+from shared.batches import create_dataloader
 from shared.gpt import GPTConfig, GPTModel
-from shared.text import create_dataloader
 from shared.training import (
     IGNORE,
     LinearCrossEntropy,

@@ -19,11 +19,10 @@ from shared import data, weights
 from shared.classification import SpamClassifier
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
-from shared.text import BPETokenizer
+from shared.tokenizer import BPETokenizer
 from shared.training import make_optimizer, next_token_loss, training_step
 from shared.weights import (
     export_checkpoint,
-    from_tiktoken,
     is_transposed,
     load_base,
     load_checkpoint_dir,
@@ -178,36 +177,6 @@ def test_special_tokens_of_a_chat_are_special_in_transformers(tmp_path):
 
 
 # --- ours, there and back --------------------------------------------------------------------------------------------
-
-
-def test_merges_come_back_from_tiktoken(bpe):
-    again = from_tiktoken(bpe.to_tiktoken("x"))
-    assert again.merges == bpe.merges and list(again.merges) == list(bpe.merges)
-    assert again.tokens == bpe.tokens and again.special_tokens == bpe.special_tokens
-
-
-def test_merges_of_gpt2_come_back(monkeypatch):
-    monkeypatch.setenv("LLM_OFFLINE", "1")
-    files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-    bpe = BPETokenizer(*weights.read_bpe_files(*files))
-    assert from_tiktoken(bpe.to_tiktoken("gpt2")).merges == bpe.merges
-
-
-@pytest.mark.parametrize("kind", ["other rule", "other bytes", "gap", "unmergeable"])
-def test_foreign_encodings_are_refused(bpe, kind):
-    ranks = {token: i for i, token in enumerate(bpe.tokens)}
-    rule, special = bpe.to_tiktoken("x")._pat_str, dict(bpe.special_tokens)
-    if kind == "other rule":
-        rule = r"\p{N}{1,2}|[^\p{N}]+"
-    elif kind == "other bytes":
-        ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
-    elif kind == "gap":
-        special = {"<|endoftext|>": 700}
-    else:
-        ranks = {token: i for token, i in ranks.items() if i < 598} | {b"qqqqqqqzz": 598}
-    foreign = tiktoken.Encoding("foreign", pat_str=rule, mergeable_ranks=ranks, special_tokens=special)
-    with pytest.raises(ValueError, match="foreign is not of GPT-2's kind"):
-        from_tiktoken(foreign)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -512,8 +481,6 @@ def test_a_classifier_in_several_files_and_one_whose_tokenizer_ends_nothing(spam
     assert torch.equal(SpamClassifier.load(spam).head.weight, whole["score.weight"])
     bare = BPETokenizer(list(bpe.merges), ["<pad>"])
     bare.save(spam)
-    (spam / "vocab.bpe").replace(spam / "merges.txt")
-    (spam / "encoder.json").replace(spam / "vocab.json")
     with pytest.raises(ValueError, match="spam: its tokenizer has no <.endoftext.>"):
         SpamClassifier.load(spam)
 

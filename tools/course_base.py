@@ -24,7 +24,7 @@ from shared.evaluation import perplexity, score_completions
 from shared.generation import generate
 from shared.gpt import GPTModel, count_parameters
 from shared.metrics import wilson
-from shared.text import load_tokenizer
+from shared.tokenizer import load_tokenizer
 from shared.weights import COURSE_BASE, export_checkpoint, load_checkpoint_dir
 
 SOURCES = (

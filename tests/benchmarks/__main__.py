@@ -28,7 +28,7 @@ from shared.classification import SpamClassifier, parse_messages
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel
 from shared.runtime import autocast_dtype, get_device, peak_memory
-from shared.text import BPETokenizer, load_tokenizer
+from shared.tokenizer import BPETokenizer, load_tokenizer
 from shared.training import mixed_precision, next_token_loss
 from shared.weights import load_base
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "03_gpt"))
 
 import prepare_corpus as pipeline  # noqa: E402
 
+from shared.tokenizer import load_tokenizer  # noqa: E402
 from tools.execute import peak_megabytes  # noqa: E402
 
 FILE_BYTES = 50_000_000
@@ -59,8 +60,6 @@ def make_files(folder, size, seed=0):
 
 def compare_tokenizing(folder, workers):
     """(MB, seconds of tiktoken's threads, seconds of the pipeline's processes) on the first file, medians of rounds."""
-    from shared.text import load_tokenizer  # not at the top: the worker processes need no torch
-
     file = pipeline.find_files([str(folder)])[0][0]
     encoding = load_tokenizer()
     texts = [json.loads(record)["text"] for record in pipeline.read_records(file.path)]

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from shared import data
+from shared.batches import random_split
 from shared.instructions import (
     InstructionData,
     answer_loss,
@@ -24,7 +25,6 @@ from shared.instructions import (
     format_prompt,
     instruction_loader,
     respond,
-    split_entries,
 )
 from shared.runtime import get_device
 from shared.training import make_optimizer, training_step
@@ -36,7 +36,7 @@ SLOW_SHARE = 8  # of the slowest variant only so many entries are timed: one in 
 
 
 def entries_of(name="instruction_data"):
-    return split_entries(check_entries(data.load(name))[0])
+    return random_split(check_entries(data.load(name))[0])
 
 
 def their_answers(theirs, tokenizer, entries, context):

@@ -1,4 +1,4 @@
-"""The tokenizer against tiktoken, the loader against plain slices."""
+"""The tokenizer against tiktoken and `transformers`, its files there and back."""
 
 import json
 import random
@@ -7,12 +7,14 @@ import unicodedata
 
 import pytest
 import tiktoken
-import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import data, text
-from shared.text import END_OF_TEXT, BPETokenizer, TokenDataset, create_dataloader, load_tokenizer
+from shared import data
+from shared import tokenizer as bpe
+from shared.tokenizer import END_OF_TEXT, BPETokenizer, from_tiktoken, load_tokenizer
+from shared.tokenizer_files import read_bpe_files
 
 NASTY = [
     "a" + " " * 200 + "b", "\n" * 150 + " x", " \t" * 99,
@@ -26,12 +28,8 @@ NASTY = [
 @pytest.fixture(scope="module")
 def both():
     """Our encoder and tiktoken's, over GPT-2's files where they are at hand, else over the bundled ones."""
-    files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
-    if any(map(data.places.is_sample, files)):
-        ours = BPETokenizer().load(data.places.SAMPLES / "bpe")
-    else:
-        ours = BPETokenizer(*text.read_bpe_files(*files))
-    return ours, load_tokenizer("gpt2")
+    theirs = load_tokenizer("gpt2")
+    return from_tiktoken(theirs), theirs
 
 
 @pytest.mark.parametrize("string", NASTY)
@@ -48,7 +46,7 @@ def test_encode_equals_tiktoken(both, string):
     ours, theirs = both
     ids = ours.encode_ordinary(string)
     assert ids == theirs.encode_ordinary(string)
-    assert ours.decode(ids) == text.valid_unicode(string)
+    assert ours.decode(ids) == bpe.valid_unicode(string)
 
 
 @pytest.mark.parametrize("blanks", [" " * 2_000_000, "\n \t" * 500_000, "\u3000" * 1_000_000])
@@ -57,7 +55,7 @@ def test_tiktokens_encoding_takes_endless_blanks(both, blanks):
     _, theirs = both
     for string in (blanks, f"a{blanks} b\ud83d", blanks + END_OF_TEXT):
         ids = theirs.encode_ordinary(string)
-        assert theirs.decode(ids) == text.valid_unicode(string)
+        assert theirs.decode(ids) == bpe.valid_unicode(string)
         assert theirs.eot_token not in ids
 
 
@@ -81,7 +79,7 @@ def test_long_words_equal_tiktoken_and_take_no_longer_letter_by_letter(both, alp
         word = "".join(chance.choices(alphabet, k=n))
         merges.asked = 0
         ids = [ours.byte_ids[b] for b in word.encode("utf-8")]
-        assert text.apply_merges(ids, merges) == theirs._core_bpe.encode_single_piece(word.encode("utf-8"))
+        assert bpe.apply_merges(ids, merges) == theirs._core_bpe.encode_single_piece(word.encode("utf-8"))
         assert ours.encode_ordinary(word) == theirs.encode_ordinary(word)
         looked_up.append(merges.asked)
     assert looked_up[1] < 6 * looked_up[0]  # four times the letters
@@ -107,8 +105,8 @@ def test_merges_are_applied_as_in_the_definition(ids, n_merges, seed):
     plain = list(ids)
     while known := [pair for pair in zip(plain, plain[1:], strict=False) if pair in merges]:
         first = min(known, key=merges.get)
-        plain = text.merge_pair(plain, first, merges[first])
-    assert text.apply_merges(ids, merges) == plain
+        plain = bpe.merge_pair(plain, first, merges[first])
+    assert bpe.apply_merges(ids, merges) == plain
 
 
 @settings(max_examples=100, deadline=None)
@@ -153,7 +151,7 @@ def slow_merges(pieces, n_merges):
             break
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
-        words = {tuple(text.merge_pair(list(ids), best, new_id)): n for ids, n in words.items()}
+        words = {tuple(bpe.merge_pair(list(ids), best, new_id)): n for ids, n in words.items()}
     return merges
 
 
@@ -161,7 +159,7 @@ def slow_merges(pieces, n_merges):
 @given(st.lists(st.tuples(st.lists(st.integers(0, 4), min_size=1, max_size=12).map(tuple), st.integers(1, 5)),
                 min_size=1, max_size=8, unique_by=lambda x: x[0]), st.integers(0, 30))  # fmt: skip
 def test_learned_merges_equal_the_definition(pieces, n_merges):
-    fast = text.learn_merges([list(ids) for ids, _ in pieces], [n for _, n in pieces], n_merges)
+    fast = bpe.learn_merges([list(ids) for ids, _ in pieces], [n for _, n in pieces], n_merges)
     assert fast == slow_merges(pieces, n_merges)
 
 
@@ -183,10 +181,10 @@ def test_training_learns_nothing_from_special_tokens():
     tokenizer = BPETokenizer().train(END_OF_TEXT.join(documents), 300)
     made = [token.decode("utf-8", "replace") for token in tokenizer.tokens[256:]]
     assert not [token for token in made if "<" in token or "|" in token or "endof" in token]
-    pieces = [piece for document in documents for piece in text.regex.findall(text.GPT2_SPLIT, document)]
-    counted = text.Counter(pieces)
+    pieces = [piece for document in documents for piece in bpe.regex.findall(bpe.GPT2_SPLIT, document)]
+    counted = bpe.Counter(pieces)
     words = [[tokenizer.byte_ids[b] for b in piece.encode()] for piece in counted]
-    assert list(tokenizer.merges) == text.learn_merges(words, list(counted.values()), 300 - 257)
+    assert list(tokenizer.merges) == bpe.learn_merges(words, list(counted.values()), 300 - 257)
     several = BPETokenizer().train("a<x>ab<x><x>b<xy>a" * 9, 262, ["<x>", "<xy>"])
     assert not [token for token in several.tokens[256:] if b"<" in token or b"x" in token]
     plain = BPETokenizer().train(END_OF_TEXT * 9, 280, special_tokens=())  # here it is text
@@ -228,8 +226,8 @@ def test_of_two_special_tokens_at_one_place_the_longer_counts():
                                      b'{"a": [1]}'])  # fmt: skip
 def test_ids_of_another_form_are_refused_with_the_path(tmp_path, content):
     BPETokenizer().train("low lower lowest", 262).save(tmp_path)
-    (tmp_path / "encoder.json").write_bytes(content)
-    with pytest.raises(ValueError, match="encoder.json is damaged") as caught:
+    (tmp_path / "vocab.json").write_bytes(content)
+    with pytest.raises(ValueError, match="vocab.json is damaged") as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value) and len(str(caught.value)) < 300
 
@@ -240,8 +238,8 @@ def test_files_with_a_byte_order_mark_and_files_that_are_no_utf8(tmp_path):
     for file in tmp_path.iterdir():
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert BPETokenizer().load(tmp_path).merges == tokenizer.merges
-    (tmp_path / "vocab.bpe").write_text("l o\n", encoding="utf-16")
-    with pytest.raises(ValueError, match="vocab.bpe is damaged: 'utf-8' codec") as caught:
+    (tmp_path / "merges.txt").write_text("l o\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="merges.txt is damaged: 'utf-8' codec") as caught:
         BPETokenizer().load(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -251,7 +249,7 @@ def test_tokenizer_refuses_bad_input(tmp_path):
         BPETokenizer().train("abc", 200)
     with pytest.raises(ValueError, match="empty"):
         BPETokenizer().train("", 300)
-    with pytest.raises(FileNotFoundError, match="vocab.bpe"):
+    with pytest.raises(FileNotFoundError, match="merges.txt"):
         BPETokenizer().load(tmp_path)
     tokenizer = BPETokenizer().train("low lower lowest", 262)
     with pytest.raises(ValueError, match="5000"):
@@ -259,17 +257,17 @@ def test_tokenizer_refuses_bad_input(tmp_path):
     with pytest.raises(ValueError, match="-1"):
         tokenizer.decode([-1])
     tokenizer.save(tmp_path)
-    merges = (tmp_path / "vocab.bpe").read_text(encoding="utf-8")
-    (tmp_path / "vocab.bpe").write_text(merges + "zz qq\n", encoding="utf-8")
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8")
+    (tmp_path / "merges.txt").write_text(merges + "zz qq\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line"):
         BPETokenizer().load(tmp_path)
-    (tmp_path / "vocab.bpe").write_text("\n".join(merges.splitlines()[:-1]), encoding="utf-8")
-    with pytest.raises(ValueError, match="encoder.json"):
+    (tmp_path / "merges.txt").write_text("\n".join(merges.splitlines()[:-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match="vocab.json"):
         BPETokenizer().load(tmp_path)
-    (tmp_path / "encoder.json").write_text("{", encoding="utf-8")
+    (tmp_path / "vocab.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="damaged"):
         BPETokenizer().load(tmp_path)
-    (tmp_path / "encoder.json").write_text(json.dumps({}), encoding="utf-8")
+    (tmp_path / "vocab.json").write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(ValueError):
         BPETokenizer().load(tmp_path)
 
@@ -286,33 +284,99 @@ def test_to_tiktoken_is_an_encoding():
     assert isinstance(BPETokenizer().train("aaa bbb", 260).to_tiktoken("x"), tiktoken.Encoding)
 
 
-@pytest.mark.parametrize(("n", "length", "stride"), [(10, 4, 4), (10, 4, 1), (9, 4, 4), (5, 4, 1), (23, 5, 7)])
-def test_windows_equal_plain_slices(n, length, stride):
-    ids = list(range(100, 100 + n))
-    windows = [ids[i : i + length + 1] for i in range(0, n, stride) if len(ids[i : i + length + 1]) == length + 1]
-    dataset = TokenDataset(ids, length, stride)
-    assert len(dataset) == len(windows)
-    for (inputs, targets), window in zip((dataset[i] for i in range(len(dataset))), windows, strict=True):
-        assert inputs.tolist() == window[:-1] and targets.tolist() == window[1:]
-    with pytest.raises(IndexError):
-        dataset[len(dataset)]
+@pytest.fixture(scope="module")
+def small():
+    story = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+    return BPETokenizer().train(story, 600)
 
 
-def test_loader_order_is_fixed_by_its_seed():
-    def order(seed):
-        return torch.cat([x[:, 0] for x, _ in create_dataloader(range(200), 4, 3, seed=seed)]).tolist()
-
-    assert order(1) == order(1) != order(2)
-    assert order(1) != sorted(order(1))
-    assert len(order(1)) == 48  # 49 windows, the last incomplete batch dropped
+def test_merges_come_back_from_tiktoken(small):
+    again = from_tiktoken(small.to_tiktoken("x"))
+    assert again.merges == small.merges and list(again.merges) == list(small.merges)
+    assert again.tokens == small.tokens and again.special_tokens == small.special_tokens
 
 
-@pytest.mark.parametrize(("ids", "length"), [([], 4), ([1], 4), ([1, 2, 3, 4], 4), ([1, 2], 0)])
-def test_too_short_texts_are_refused(ids, length):
-    with pytest.raises(ValueError, match=str(length)):
-        TokenDataset(ids, length)
+@pytest.mark.parametrize("place", ["sample", "cache"])
+def test_merges_come_back_from_tiktoken_as_they_stand_in_the_files(place, monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    if place == "sample":
+        files = [data.places.SAMPLES / "bpe" / name for name in ("merges.txt", "vocab.json")]
+    else:
+        files = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
+    if place == "cache" and any(map(data.places.is_sample, files)):
+        pytest.skip("GPT-2's files are not at hand")
+    stored = BPETokenizer(*read_bpe_files(*files))
+    again = from_tiktoken(stored.to_tiktoken("x"))
+    assert list(again.merges) == list(stored.merges) and again.special_tokens == stored.special_tokens
 
 
-def test_too_large_batch_is_refused():
-    with pytest.raises(ValueError, match="batch_size 8"):
-        create_dataloader(range(20), 4, 8)
+@pytest.mark.parametrize("kind", ["other rule", "other bytes", "gap", "unmergeable"])
+def test_foreign_encodings_are_refused(small, kind):
+    ranks = {token: i for i, token in enumerate(small.tokens)}
+    rule, special = small.to_tiktoken("x")._pat_str, dict(small.special_tokens)
+    if kind == "other rule":
+        rule = r"\p{N}{1,2}|[^\p{N}]+"
+    elif kind == "other bytes":
+        ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
+    elif kind == "gap":
+        special = {"<|endoftext|>": 700}
+    else:
+        ranks = {token: i for token, i in ranks.items() if i < 598} | {b"qqqqqqqzz": 598}
+    foreign = tiktoken.Encoding("foreign", pat_str=rule, mergeable_ranks=ranks, special_tokens=special)
+    with pytest.raises(ValueError, match="foreign is not of GPT-2's kind"):
+        from_tiktoken(foreign)
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_the_files_that_transformers_reads(small, tmp_path):
+    small.save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["merges.txt", "vocab.json"]
+    theirs = transformers.GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    for string in ["The lamp room, it's 12 o'clock.", "naïve  漢字\n\n x", f"one{END_OF_TEXT}two"]:
+        assert theirs(string).input_ids == small.encode(string, allowed_special="all")
+
+
+def test_a_tokenizer_json_of_transformers_is_the_same_encoding(small, tmp_path):
+    small.save(tmp_path / "two")
+    files = [str(tmp_path / "two" / name) for name in ("vocab.json", "merges.txt")]
+    transformers.GPT2TokenizerFast(*files).save_pretrained(tmp_path / "one")
+    for name in ("vocab.json", "merges.txt"):  # not all versions write them
+        (tmp_path / "one" / name).unlink(missing_ok=True)
+    again = BPETokenizer().load(tmp_path / "one")
+    assert list(again.merges) == list(small.merges) and again.special_tokens == small.special_tokens
+    assert load_tokenizer(tmp_path / "one").name == "one"
+
+
+def test_a_folder_with_gpt2s_own_names_is_refused_by_the_file_that_it_lacks(small, tmp_path):
+    small.save(tmp_path)
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.bpe")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'merges.txt'} does not exist")):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").rename(tmp_path / "encoder.json")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        BPETokenizer().load(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["bpe/vocab.bpe", "bpe/encoder.json"])
+def test_one_file_of_gpt2_and_one_sample_do_not_go_together(missing, tmp_path, monkeypatch, capsys):
+    """Where one of the two cannot be had, both are the bundled ones."""
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    real = [data.fetch("gpt2_vocab"), data.fetch("gpt2_encoder")]
+    if any(map(data.places.is_sample, real)):
+        pytest.skip("GPT-2's files are not at hand")
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
+    monkeypatch.delenv("LLM_MIRROR", raising=False)
+    (tmp_path / "bpe").mkdir()
+    for file, name in zip(real, ("bpe/vocab.bpe", "bpe/encoder.json"), strict=True):
+        if name != missing:
+            (tmp_path / name).write_bytes(file.read_bytes())
+    assert load_tokenizer("gpt2").name == "bundled-bpe"
+    assert "using the bundled sample" in capsys.readouterr().out
+
+
+def test_a_folder_called_by_a_relative_path_gives_its_name(small, tmp_path, monkeypatch):
+    small.save(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert load_tokenizer(".").name == "mine"

@@ -1,0 +1,106 @@
+"""The files of a byte-pair encoding: `vocab.json` and `merges.txt`, or `tokenizer.json`, as Hugging Face names them."""
+
+import json
+
+import regex
+
+from shared.files import read_json, read_utf8
+
+SPECIAL = r"<.+>|\[.+\]"  # special tokens are written like this; what else no merge makes is damage
+
+
+def byte_to_char():
+    """GPT-2's table that gives each of the 256 bytes one printable character, so that its files are plain text.
+
+    Printable bytes stand for themselves; the other 68 get the characters from U+0100 on, in order.
+    The order of the table is also the order of the first 256 token ids.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def write_bpe_files(tokenizer, folder):
+    """Write `merges.txt` (one merge a line) and `vocab.json` (token -> id) of a BPETokenizer into `folder`.
+
+    Raises ValueError for a special token that could not be told from others in there: see `parse_bpe`.
+    """
+    char = byte_to_char()
+    names = ["".join(char[b] for b in token) for token in tokenizer.tokens]
+    for token in tokenizer.special_tokens:
+        if token in names or not regex.fullmatch(SPECIAL, token):
+            raise ValueError(f"the special token {token!r} must be written as <...> or [...], and be no other token")
+    lines = ["#version: 0.2", *(f"{names[left]} {names[right]}" for left, right in tokenizer.merges)]
+    ids = {name: i for i, name in enumerate(names)} | tokenizer.special_tokens
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+
+
+def read_bpe_files(merges_file, ids_file):
+    """Read the two files of an encoding: (merges as pairs of ids, special tokens in the order of their ids).
+
+    Raises FileNotFoundError when one is missing, ValueError when they are damaged or do not belong together.
+    """
+    for file in (merges_file, ids_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist: a tokenizer needs its merges and its ids")
+    return parse_bpe(read_utf8(merges_file).splitlines(), read_json(ids_file, int), merges_file, ids_file)
+
+
+def parse_bpe(lines, expected, merges_file, ids_file):
+    """(merges as pairs of ids, special tokens in the order of their ids) of the `lines` of merges, "left right".
+
+    `expected` gives each token its id. What no merge makes is a special token, written as <...> or [...]. Raises
+    ValueError, naming the file, where the two do not belong together.
+    """
+    ids, merges = {char: i for i, char in enumerate(byte_to_char().values())}, []
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("#version") or not line:
+            continue
+        left, _, right = line.partition(" ")
+        if left not in ids or right not in ids:
+            raise ValueError(f"{merges_file}, line {number}: {line!r} merges a token that no earlier line made")
+        merges.append((ids[left], ids[right]))
+        ids[left + right] = len(ids)
+    special_tokens = sorted(expected.keys() - ids.keys(), key=expected.get)
+    for token in special_tokens:
+        if not regex.fullmatch(SPECIAL, token):
+            raise ValueError(f"{ids_file}: {token!r} is not made by {merges_file}; a special token is <...> or [...]")
+    if expected != ids | {token: len(ids) + i for i, token in enumerate(special_tokens)}:
+        raise ValueError(f"{ids_file} does not hold the ids that the merges in {merges_file} lead to")
+    return merges, special_tokens
+
+
+def has_tokenizer(folder):
+    """True if there are tokenizer files in `folder`."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
+def read_tokenizer_folder(folder):
+    """(merges as pairs of ids, special tokens in the order of their ids) of the tokenizer in a Hugging Face folder.
+
+    tokenizer.json, which newer versions of transformers write with everything in it, goes before vocab.json and
+    merges.txt, to which added_tokens.json may add. Raises FileNotFoundError where a file is missing, ValueError where
+    one is damaged, they do not belong together or the encoding is not of GPT-2's kind.
+    """
+    whole, merges, ids, added = (
+        folder / name for name in ("tokenizer.json", "merges.txt", "vocab.json", "added_tokens.json")
+    )
+    if whole.is_file():
+        return _read_tokenizer_json(whole)
+    if not added.is_file():
+        return read_bpe_files(merges, ids)
+    return parse_bpe(read_utf8(merges).splitlines(), read_json(ids, int) | read_json(added, int), merges, added)
+
+
+def _read_tokenizer_json(file):
+    found = read_json(file)
+    try:
+        tokens = found["model"]["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
+        lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in found["model"]["merges"]]
+        if found["pre_tokenizer"]["type"] != "ByteLevel":
+            raise ValueError(f"it cuts text by {found['pre_tokenizer']['type']}, not by GPT-2's rule")
+        return parse_bpe(lines, tokens, "its merges", "its vocab")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} holds no byte-pair encoding: {type(error).__name__} {error}") from None
