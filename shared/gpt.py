@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, D width of the model, V vocabulary.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from shared.attention import MultiHeadAttention
@@ -33,6 +32,14 @@ class GPTConfig:
             raise ValueError(f"emb_dim ({self.emb_dim}) must be divisible by n_heads ({self.n_heads})")
         if not 0 <= self.drop_rate < 1:
             raise ValueError(f"drop_rate is {self.drop_rate}; it must be in [0, 1)")
+
+    @property
+    def n_kv_heads(self):
+        return self.n_heads  # each head has keys and values of its own
+
+    @property
+    def head_dim(self):
+        return self.emb_dim // self.n_heads
 
 
 # The four sizes of GPT-2 (Radford et al. 2019, table 2; head counts from the published configurations).
@@ -97,32 +104,24 @@ class GPTModel(nn.Module):
             self.head.weight = self.token_embedding.weight
         init_gpt2(self)
 
-    def embed(self, tokens, cache=None, sparse=False):
-        """What goes into the first block: token plus position embeddings [B, T, D].
-
-        sparse=True: the gradient of the token embedding holds the rows of these tokens only. That is for a loss that
-        gives the same matrix a dense gradient too, as a tied head does; the sum of the two is dense.
-        """
+    def embed(self, tokens, cache=None):
+        """What goes into the first block: token plus position embeddings [B, T, D]."""
         T = tokens.shape[1]
         if T == 0:
             raise ValueError("the input has no tokens")
         if cache is None and T > self.config.context_length:
             raise ValueError(f"the input has {T} tokens; context_length is {self.config.context_length}")
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere asking would cost a wait
-            if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-                wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][0].item()
-                raise ValueError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
         positions = torch.arange(T, device=tokens.device) if cache is None else cache.positions
-        if sparse:
-            lookup = torch.compiler.disable(F.embedding)  # compiled gradients are dense
-            x = lookup(tokens, self.token_embedding.weight, sparse=True)
-        else:
+        try:
             x = self.token_embedding(tokens)
+        except IndexError:  # a CPU looks at each id anyway; on a GPU asking would force a synchronisation
+            wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][0].item()
+            raise ValueError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}") from None
         return self.dropout(x + self.position_embedding(positions))  # [B, T, D]
 
-    def hidden(self, tokens, cache=None, sparse=False):
+    def hidden(self, tokens, cache=None):
         """The last layer's normalised output [B, T, D]."""
-        x = self.embed(tokens, cache, sparse)
+        x = self.embed(tokens, cache)
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache.layer(i))
         return self.final_norm(x)

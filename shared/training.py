@@ -81,11 +81,7 @@ def next_token_loss(model, inputs, targets):
 
     Targets equal to IGNORE (-100) do not count. Equal to F.cross_entropy on the logits, in less memory.
     """
-    weight = model.head.weight  # [V, D]
-    # A tied head gives the token embedding a dense gradient. Where few of its rows are looked up, those are added to it
-    # as they are; else they would first be laid into a matrix of zeros as large as the vocabulary.
-    sparse = weight is model.token_embedding.weight and weight.is_cpu and len(weight) > 16 * inputs.numel()
-    return hidden_loss(model, model.hidden(inputs, sparse=sparse).flatten(0, 1), targets.flatten())
+    return hidden_loss(model, model.hidden(inputs).flatten(0, 1), targets.flatten())
 
 
 def hidden_loss(model, hidden, targets):

@@ -176,3 +176,18 @@ def test_model_refuses_bad_input():
     for bad in ({"vocab_size": 0}, {"drop_rate": 1.0}, {"n_layers": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             GPTConfig(**{"vocab_size": 9, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 1} | bad)
+
+
+def test_the_loss_of_a_model_compiles_as_one_graph():
+    def loss(model, tokens):
+        return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    model, tokens = lively(CONFIGS[1]), torch.randint(0, 211, (2, 20))
+    expected = torch.autograd.grad(loss(model, tokens), list(model.parameters()))
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    assert_close(torch.autograd.grad(compiled(model, tokens), list(model.parameters())), expected)
+
+
+def test_what_a_config_says_of_its_heads():
+    config = GPT2_CONFIGS["gpt2-xl"]
+    assert (config.n_kv_heads, config.head_dim) == (25, 64)
