@@ -17,7 +17,7 @@ from shared.evaluation import multiple_choice, perplexity
 from shared.generation import KVCache, decode_step, generate, prefill, stream
 from shared.gpt import GPTConfig
 from shared.instructions import answer_loss
-from shared.text import BPETokenizer
+from shared.tokenizer import BPETokenizer
 from shared.training import IGNORE, evaluate, next_token_loss
 from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
