@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from shared.checkpoints import save_model
 from shared.classification import (
     LABELS,
     LabelledTexts,
@@ -40,7 +41,6 @@ from shared.classification import (
 from shared.gpt import GPTConfig, GPTModel
 from shared.text import BPETokenizer
 from shared.training import evaluate
-from shared.weights import export_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
@@ -170,7 +170,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer, tied):
 def test_what_is_no_classifier_is_refused(tmp_path, folder, classifier):
     with pytest.raises(FileNotFoundError, match="config.json"):
         SpamClassifier.load(tmp_path / "nowhere")
-    export_checkpoint(classifier.gpt, classifier.tokenizer, tmp_path / "gpt")
+    save_model(classifier.gpt, classifier.tokenizer, tmp_path / "gpt")
     with pytest.raises(ValueError, match="gpt is no classifier.*score.weight"):
         SpamClassifier.load(tmp_path / "gpt")
     classifier.save(tmp_path / "mute")

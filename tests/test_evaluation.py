@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from shared import evaluation
+from shared.checkpoints import save_model
 from shared.data import readers
 from shared.evaluation import (
     cohen_kappa,
@@ -29,7 +30,6 @@ from shared.evaluation import (
 from shared.gpt import GPTConfig, GPTModel
 from shared.metrics import wilson
 from shared.text import BPETokenizer
-from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def model():
 def theirs(tmp_path_factory, model, tokenizer):
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("models") / "my_gpt"
-    export_checkpoint(model, tokenizer, folder)
+    save_model(model, tokenizer, folder)
     return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
 
 

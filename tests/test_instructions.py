@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from shared import instructions
+from shared.checkpoints import save_model
 from shared.data.formats import read_json_list
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
@@ -40,7 +41,6 @@ from shared.instructions import (
 )
 from shared.text import BPETokenizer
 from shared.training import IGNORE, next_token_loss, train
-from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +75,7 @@ def entries():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model, tokenizer):
     folder = tmp_path_factory.mktemp("models") / "my_gpt"
-    export_checkpoint(model, tokenizer, folder, chat_template=ALPACA_CHAT_TEMPLATE)
+    save_model(model, tokenizer, folder, chat_template=ALPACA_CHAT_TEMPLATE)
     return folder
 
 
