@@ -5,8 +5,8 @@
     model, tokenizer = load_model("my_gpt")
     python -m shared.checkpoints my_gpt --gguf my_gpt.gguf
 
-Weights are read from safetensors files only, never from a pickle, which could run code. What is true of one
-architecture only, such as the names in its files, stands in that architecture's own module.
+Weights are read from safetensors files only, never from a pickle, which could run code. The names and settings of one
+architecture stand in its own module.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from shared import data, gpt
-from shared.files import write_atomically
+from shared.files import write_together
 from shared.runtime import scale
 from shared.text import (
     END_OF_TEXT,
@@ -44,12 +43,11 @@ from shared.text import (
 COURSE_BASE = data.places.ROOT / "shared" / "course_base"
 # model_type in config.json: the module that knows this architecture's names and settings, its config, its model.
 ARCHITECTURES = {"gpt2": (gpt, gpt.GPTConfig, gpt.GPTModel)}
-_ASIDE = ".partial-export-"  # how the folder begins in which a checkpoint is written aside
 _OTHER_TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-class SkipInit(TorchFunctionMode):
-    """While it is on, `torch.nn.init` draws no random numbers: for weights that are replaced at once."""
+class _SkipInit(TorchFunctionMode):
+    """While it is on, `torch.nn.init` does nothing: on "meta" it would import a second's worth of modules."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         skipped = getattr(function, "__module__", None) == "torch.nn.init"
@@ -66,7 +64,7 @@ def architecture_of(config):
 
 def empty_model(config):
     """A model with this config on the device "meta": its tensors have shapes, but no memory and no numbers."""
-    with torch.device("meta"), SkipInit():
+    with torch.device("meta"), _SkipInit():
         return architecture_of(config)[1](config)
 
 
@@ -106,12 +104,11 @@ def check_tensors(tensors, model, files, extra=()):
     """
     where, wanted = ", ".join(map(str, files)), dict(model.named_parameters())
     tied = {"head.weight"} if model.config.tie_weights else set()
-    names = {"lacks": wanted.keys() - tensors.keys(), "has unknown": tensors.keys() - wanted.keys() - {*extra} - tied}
-    lists = [f"{what} {', '.join(sorted(odd)[:3])}{' ...' if len(odd) > 3 else ''} ({len(odd)})"
-             for what, odd in names.items() if odd]  # fmt: skip
-    if lists:
+    odd = {"lacks": wanted.keys() - tensors.keys(), "has unknown": tensors.keys() - wanted.keys() - {*extra} - tied}
+    if any(odd.values()):
         kind = f"{type(model).__name__} of {model.config.n_layers} layers, tie_weights={model.config.tie_weights}"
-        raise ValueError(f"{where} is no {kind}: it {' and '.join(lists)}")
+        said = [f"{what} {', '.join(sorted(names)[:3])} ({len(names)})" for what, names in odd.items() if names]
+        raise ValueError(f"{where} is no {kind}: it {' and '.join(said)}")
     for name, parameter in wanted.items():
         tensor, longer = tensors[name], name in ("token_embedding.weight", "head.weight") and tensors[name].dim()
         if (tensor[: len(parameter)] if longer else tensor).shape != parameter.shape or not tensor.is_floating_point():
@@ -122,10 +119,9 @@ def check_tensors(tensors, model, files, extra=()):
 
 
 def load_gpt2(name="gpt2"):
-    """GPT-2 as published (Radford et al. 2019): (GPTModel, tiktoken.Encoding).
+    """GPT-2 as published (Radford et al. 2019), of 124 M to 1.6 G parameters: (GPTModel, tiktoken.Encoding).
 
-    `name`: gpt2 (124 M parameters), gpt2-medium (355 M), gpt2-large (774 M) or gpt2-xl (1.6 G). Raises ValueError for
-    another name, shared.data.DownloadError where the weights cannot be had.
+    Raises ValueError for a name that is not in `GPT2_CONFIGS`, shared.data.DownloadError where it is not available.
     """
     if name not in gpt.GPT2_CONFIGS:
         raise ValueError(f"there is no GPT-2 called {name!r}; there are {', '.join(gpt.GPT2_CONFIGS)}")
@@ -137,8 +133,8 @@ def load_gpt2(name="gpt2"):
 def load_base(path=None, size="gpt2"):
     """The model that later chapters start from: (model, tiktoken.Encoding whose name is the model's).
 
-    The checkpoint folder `path`, else the one that LLM_BASE names; else at quick scale the course base, at full scale
-    GPT-2 of this `size`, or the course base where that is not available, with a line that says so. Raises ValueError or
+    The folder `path`, else the one that LLM_BASE names; else at quick scale the course base, at full scale GPT-2 of this
+    `size`, or the course base where that is not available, with a line that says so. Raises ValueError or
     FileNotFoundError, naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
     """
     if not path and os.environ.get("LLM_BASE", "").strip():
@@ -175,8 +171,8 @@ def load_model(folder, extra=()):
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
     model = load_weights(empty_model(config), files, module.from_published, extra)
     if tokenizer is not None and tokenizer.n_vocab < config.vocab_size:
-        config = replace(config, vocab_size=tokenizer.n_vocab)
-        model = load_weights(empty_model(config), files, module.from_published, extra)
+        cut = empty_model(replace(config, vocab_size=tokenizer.n_vocab))
+        model = load_weights(cut, files, module.from_published, extra)
     return model, tokenizer
 
 
@@ -199,57 +195,45 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
     the new one; a link is replaced, not followed. Raises OSError where the folder cannot be written, ValueError for a
     tokenizer that is not of GPT-2's kind, and for a model with other tensors than a plain one, such as a wrapped head.
     """
+    tensors, config = publish(model)
+    bpe, eos = tokenizer and from_tiktoken(tokenizer), None
+    with write_together(folder) as aside:
+        try:
+            save_file(tensors | (extra or {}), aside / "model.safetensors", {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(error) from None
+        if bpe:
+            eos = bpe.special_tokens.get(END_OF_TEXT)
+            write_bpe_files(bpe, aside)
+            os.replace(aside / "vocab.bpe", aside / "merges.txt")
+            os.replace(aside / "encoder.json", aside / "vocab.json")
+            _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
+        ids = {"bos_token_id": eos, "eos_token_id": eos}
+        _write_json(aside / "config.json", config | ids | (settings or {}))
+        _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
+        shutil.copymode(aside / "config.json", aside / "model.safetensors")  # made for its owner's eyes only
+    for stale in _OTHER_TOKENIZER_FILES if bpe else ():  # transformers would prefer these
+        Path(folder, stale).unlink(missing_ok=True)
+
+
+def publish(model):
+    """What model.safetensors and config.json hold of `model`: ({published name: tensor}, {key: value}).
+
+    Raises ValueError, naming a tensor, where it has others than a plain model with its config, as with an adapter.
+    """
+    module, _ = architecture_of(model.config)
     check_tensors(model.state_dict(), empty_model(model.config), ["the model to be saved"])
-    module, dtype = architecture_of(model.config)[0], str(model.token_embedding.weight.dtype).removeprefix("torch.")
-    folder, bpe, eos, moved = Path(folder), tokenizer and from_tiktoken(tokenizer), None, []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
-            aside = Path(aside)
-            save_file(module.to_published(model) | (extra or {}), aside / "model.safetensors", {"format": "pt"})
-            if bpe:
-                eos = bpe.special_tokens.get(END_OF_TEXT)
-                write_bpe_files(bpe, aside)
-                os.replace(aside / "vocab.bpe", aside / "merges.txt")
-                os.replace(aside / "encoder.json", aside / "vocab.json")
-                _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
-            ids = {"bos_token_id": eos, "eos_token_id": eos}
-            config = module.config_to_json(model.config) | {"dtype": dtype} | ids | (settings or {})
-            _write_json(aside / "config.json", config)
-            _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
-            shutil.copymode(aside / "config.json", aside / "model.safetensors")  # made for its owner's eyes only
-            files = sorted(aside.iterdir(), key=lambda file: (file.name != "model.safetensors", file))
-            for name in (file.name for file in files if (folder / file.name).is_dir()):
-                raise IsADirectoryError(f"{name} is a folder there")
-            for file in files:
-                with write_atomically(folder / file.name) as part:
-                    os.replace(file, part)
-                moved.append(file.name)
-        for stale in _OTHER_TOKENIZER_FILES if bpe else ():  # transformers would prefer these
-            (folder / stale).unlink(missing_ok=True)
-        for left in folder.glob(f"{_ASIDE}*"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)  # not what a link leads to
-    except (OSError, SafetensorError) as error:
-        state = f"only {', '.join(moved)} is new there" if moved else "an older checkpoint there is untouched"
-        raise OSError(f"{folder} could not be written ({error}); {state}") from None
+    dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
+    return module.to_published(model), module.config_to_json(model.config) | {"dtype": dtype}
 
 
 def save_gguf(model, tokenizer, file):
-    """Write `model` and `tokenizer` as one GGUF file, for llama.cpp or Ollama. Needs the package `gguf`.
-
-    Raises OSError where the file cannot be written, ValueError as `save_model` does, and where there is no tokenizer.
-    """
+    """Write `model` and `tokenizer` as one GGUF file, for llama.cpp or Ollama. Raises OSError or ValueError."""
     from shared.gguf import write_gguf  # its package is not needed otherwise
 
     if tokenizer is None:
         raise ValueError(f"{file}: there is no tokenizer, and a GGUF file holds one")
-    check_tensors(model.state_dict(), empty_model(model.config), ["the model to be saved"])
-    tensors = architecture_of(model.config)[0].to_published(model)
-    try:
-        with write_atomically(file) as part:
-            write_gguf(part, tokenizer.name, model.config, tensors, from_tiktoken(tokenizer))
-    except OSError as error:
-        raise OSError(f"{file} could not be written ({error}); an older file there is untouched") from None
+    write_gguf(file, tokenizer.name, model.config, publish(model)[0], from_tiktoken(tokenizer))
 
 
 def _write_json(file, content):

@@ -6,16 +6,25 @@ shared/checkpoints.py writes a model with it.
 
 import gguf
 
+from shared.files import write_atomically
 from shared.gpt import is_transposed
 from shared.text import END_OF_TEXT, byte_to_char, valid_unicode
 
 
 def write_gguf(file, name, config, tensors, bpe):
-    """Write the new file `file` in float32.
+    """Write a GPT-2 as the GGUF file `file`, in float32 and atomically. Raises OSError where it cannot be written.
 
     `name` is the model's, `config` its GPTConfig, `tensors` its weights as `gpt.to_published` gives them, `bpe` its
     BPETokenizer.
     """
+    try:
+        with write_atomically(file) as part:
+            _write(part, name, config, tensors, bpe)
+    except OSError as error:
+        raise OSError(f"{file} could not be written ({error}); an older file there is untouched") from None
+
+
+def _write(file, name, config, tensors, bpe):
     char = byte_to_char()
     names = ["".join(char[b] for b in token) for token in bpe.tokens]
     kinds = [gguf.TokenType.NORMAL] * len(names) + [gguf.TokenType.CONTROL] * len(bpe.special_tokens)
