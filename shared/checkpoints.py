@@ -133,9 +133,9 @@ def load_gpt2(name="gpt2"):
 def load_base(path=None, size="gpt2"):
     """The model that later chapters start from: (model, tiktoken.Encoding whose name is the model's).
 
-    The folder `path`, else the one that LLM_BASE names; else at quick scale the course base, at full scale GPT-2 of this
-    `size`, or the course base where that is not available, with a line that says so. Raises ValueError or
-    FileNotFoundError, naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
+    The folder `path`, else that of LLM_BASE; else the course base at quick scale, at full scale GPT-2 of this
+    `size`, or the course base where it is not available, and a line says so. Raises ValueError or FileNotFoundError,
+    naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
     """
     if not path and os.environ.get("LLM_BASE", "").strip():
         path = data.places.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser()
