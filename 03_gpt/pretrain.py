@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 8 03_gpt/pretrain.py ...       several GPUs, on several machines too; with --fsdp, sharded
 
 Killed or stopped (Ctrl-C), the same command with --resume goes on. OUT is a Hugging Face checkpoint at every moment
-after the first save: `shared.weights.load_base(OUT)` and `AutoModelForCausalLM.from_pretrained(OUT)` read it.
+after the first save: `shared.checkpoints.load_base(OUT)` and `AutoModelForCausalLM.from_pretrained(OUT)` read it.
 Beside it: checkpoints/ (all that --resume needs), metrics.jsonl (one line a step), loss.png, samples.txt.
 """
 
@@ -40,6 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 
 from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E402
 
+from shared.checkpoints import save_model  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything  # noqa: E402
@@ -56,7 +57,6 @@ from shared.training import (  # noqa: E402
     save_checkpoint,
     training_step,
 )
-from shared.weights import export_checkpoint  # noqa: E402
 
 # Peak TFLOP/s of matrix products without sparsity, bfloat16 (float16 where there is none), from NVIDIA's data sheets.
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "V100": 125,
@@ -389,7 +389,7 @@ def save_run(out, keep, model, optimizer, tokenizer, scaler, history):
         save_checkpoint(file, model, optimizer, scaler, history)
         for old in checkpoints_in(out)[:-keep]:
             old.unlink()
-        export_checkpoint(model, tokenizer, out)
+        save_model(model, tokenizer, out)
         return True
     except (OSError, SafetensorError) as error:
         print(f"step {history.steps_done}: not saved: {error}")

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from shared import data  # noqa: E402
+from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
 from shared.classification import (  # noqa: E402
     SpamClassifier,
     balance,
@@ -38,7 +39,6 @@ from shared.classification import (  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
 from shared.tokenizer import END_OF_TEXT  # noqa: E402
-from shared.weights import COURSE_BASE, load_base, load_checkpoint_dir  # noqa: E402
 
 OUT = Path(__file__).with_name("ablations.json")
 # max_tokens: where messages are cut, and what is padded to; per_label: how many of each to learn from (None: all there
@@ -131,7 +131,7 @@ def run_variant(variant, seed, messages, settings, folder=None):
     if variant.get("baseline"):
         scores = fit_baseline(train)(texts)
     else:
-        gpt, tokenizer = load_checkpoint_dir(folder) if folder else load_base()
+        gpt, tokenizer = load_model(folder) if folder else load_base()
         if variant.get("random"):
             gpt = GPTModel(gpt.config)
         gpt.config = replace(gpt.config, context_length=settings["max_tokens"])  # longer messages are cut there

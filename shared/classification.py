@@ -23,8 +23,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared import training
 from shared.batches import LengthBuckets, as_list, pad
+from shared.checkpoints import find_tensors, load_model, open_folder, save_model
 from shared.tokenizer import END_OF_TEXT, with_end_of_text
-from shared.weights import export_checkpoint, load_checkpoint_dir, load_score, published_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
 _LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
@@ -215,19 +215,15 @@ class SpamClassifier(nn.Module):
         return [self.labels[i] for i in probabilities.argmax(dim=-1).tolist()], probabilities
 
     def save(self, folder):
-        """Write a folder that `load` and transformers' AutoModelForSequenceClassification read.
-
-        The GPT's own head, which predicts next tokens, is left out.
-        """
-        tensors = published_tensors(self.gpt) | {"score.weight": self.head.weight.detach().cpu().contiguous()}
-        tensors.pop("lm_head.weight", None)
+        """Write a folder that `load` and transformers' AutoModelForSequenceClassification read."""
         numbers = {str(i): label for i, label in enumerate(self.labels)}
-        config = {
-            "architectures": ["GPT2ForSequenceClassification"], "tie_word_embeddings": True, "id2label": numbers,
+        settings = {
+            "architectures": ["GPT2ForSequenceClassification"], "id2label": numbers,
             "label2id": {label: int(i) for i, label in numbers.items()},
             "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT),
         }  # fmt: skip
-        export_checkpoint(self.gpt, self.tokenizer, folder, tensors=tensors, config=config)
+        score = {"score.weight": self.head.weight.detach().cpu().contiguous()}
+        save_model(self.gpt, self.tokenizer, folder, extra=score, settings=settings)
 
     @classmethod
     def load(cls, folder):
@@ -236,13 +232,33 @@ class SpamClassifier(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, where there is none.
         """
         folder = Path(folder)
-        gpt, tokenizer = load_checkpoint_dir(folder, others=("score.weight",))
+        gpt, tokenizer = load_model(folder, extra=("score.weight",))
         score, labels = load_score(folder)
         if score is None or tokenizer is None:
             raise ValueError(f"{folder} is no classifier: it has no {'score.weight' if score is None else 'tokenizer'}")
         classifier = cls(gpt, with_end_of_text(tokenizer, folder), labels)
         classifier.head.weight.data.copy_(score)
         return classifier.eval()
+
+
+def load_score(folder):
+    """The output layer [L, D] of the classifier in a Hugging Face folder, or None, and the names of its L labels.
+
+    Raises ValueError, naming the file, where they do not fit the model or each other.
+    """
+    settings, files = open_folder(folder)
+    score, names = find_tensors(files).get("score.weight"), []
+    if score is None:
+        return None, names
+    if score.dim() != 2 or not len(score) or score.shape[1] != settings["n_embd"] or not score.is_floating_point():
+        found = f"{list(score.shape)} {str(score.dtype).removeprefix('torch.')}"
+        where = ", ".join(map(str, files))
+        raise ValueError(f"{where}: score.weight is {found}; a classifier has [labels, {settings['n_embd']}] for it")
+    found = settings.get("id2label") or {}
+    names = [found.get(str(i), f"LABEL_{i}") if isinstance(found, dict) else None for i in range(len(score))]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{Path(folder) / 'config.json'}: id2label must give each number of a label its name")
+    return score, names
 
 
 def freeze_except(classifier, what):

@@ -1,10 +1,14 @@
-"""What many modules do with a file: take its checksum, write it atomically, read text and JSON with clear errors."""
+"""What many modules do with files: checksums, atomic writing of one or several, reading with clear errors."""
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
+
+_ASIDE = ".partial-export-"  # how the folder begins in which several files are written aside
 
 
 def sha256_of(path):
@@ -64,3 +68,31 @@ def write_text(path, text):
             part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def write_together(folder):
+    """Write several files into `folder` atomically, each of them once all are whole.
+
+        with write_together(folder) as aside:
+            (aside / "config.json").write_text(text, encoding="utf-8")
+
+    `aside` is a new folder in there, whose files take their places one by one at the end of the block. Raises OSError,
+    saying what is new, where they cannot be written.
+    """
+    folder, moved = Path(folder), []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
+            yield Path(aside)
+            for name in (file.name for file in Path(aside).iterdir() if (folder / file.name).is_dir()):
+                raise IsADirectoryError(f"{name} is a folder there")
+            for file in sorted(Path(aside).iterdir()):
+                with write_atomically(folder / file.name) as part:
+                    os.replace(file, part)
+                moved.append(file.name)
+        for left in folder.glob(f"{_ASIDE}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)  # not what a link leads to
+    except OSError as error:
+        state = f"only {', '.join(moved)} is new there" if moved else "what was there is untouched"
+        raise OSError(f"{folder} could not be written ({error}); {state}") from None

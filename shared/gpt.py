@@ -150,3 +150,96 @@ def init_gpt2(model):
 def count_parameters(model):
     """How many numbers the model holds; a tied head counts once."""
     return sum(p.numel() for p in model.parameters())
+
+
+# --- GPT-2's checkpoints: the names, layout and settings in Hugging Face's files. shared/checkpoints.py asks for the
+# --- last four functions; another architecture has its own.
+
+# Our names and GPT-2's. Those that begin with "c_" belong to a layer that computes x @ W (Conv1D): their matrices are
+# [in, out], nn.Linear's are [out, in].
+NAMES = {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"}
+BLOCK_NAMES = {
+    "norm1": "ln_1", "attention.qkv": "attn.c_attn", "attention.out_proj": "attn.c_proj",
+    "norm2": "ln_2", "feed_forward.expand": "mlp.c_fc", "feed_forward.contract": "mlp.c_proj",
+}  # fmt: skip
+# What a config.json must say, or not mention, for the model to be this architecture.
+_FIXED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+}  # fmt: skip
+_LARGEST = {"vocab_size": 2**31, "n_positions": 2**31, "n_embd": 2**16, "n_head": 2**16, "n_layer": 1000}
+
+
+def published_name(name):
+    """The name of our parameter `name` in GPT-2's checkpoints: "blocks.0.norm1.bias" -> "h.0.ln_1.bias"."""
+    if name == "head.weight":
+        return "lm_head.weight"
+    layer, kind = name.rsplit(".", 1)
+    if layer in NAMES:
+        return f"{NAMES[layer]}.{kind}"
+    _, i, part = layer.split(".", 2)
+    return f"h.{i}.{BLOCK_NAMES[part]}.{kind}"
+
+
+def is_transposed(published):
+    """True for the matrices that GPT-2's checkpoints hold as [in, out]."""
+    return ".c_" in published and published.endswith(".weight")
+
+
+def from_published(tensors, names):
+    """The tensors of a checkpoint, {published name: tensor}, under our `names` and as [out, in].
+
+    Nothing is copied. A name that is not known is kept; the causal masks that older files hold are left out.
+    """
+    ours, found = {published_name(name): name for name in names}, {}
+    for published, tensor in tensors.items():
+        published = published.removeprefix("transformer.")
+        if not published.endswith((".attn.bias", ".attn.masked_bias")):
+            turned = is_transposed(published) and tensor.dim() == 2
+            found[ours.get(published, published)] = tensor.T if turned else tensor
+    return found
+
+
+def to_published(model):
+    """The weights of `model` under GPT-2's names; a tied head is left out. Without qkv bias, zeros take its place."""
+    tensors = {}
+    for name, parameter in model.named_parameters():  # names a shared tensor once
+        published, tensor = published_name(name), parameter.detach().cpu()
+        prefix = "" if published == "lm_head.weight" else "transformer."
+        tensors[prefix + published] = (tensor.T if is_transposed(published) else tensor).contiguous()
+    for i, block in enumerate(model.blocks):
+        qkv = block.attention.qkv
+        if qkv.bias is None:
+            tensors[f"transformer.h.{i}.attn.c_attn.bias"] = qkv.weight.new_zeros(qkv.out_features).cpu()
+    return tensors
+
+
+def config_from_json(settings):
+    """The GPTConfig that config.json's `settings` describe. Raises ValueError, naming the key, if none does."""
+    for key, allowed in _FIXED.items():
+        if settings.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"{key} is {settings[key]!r:.60}; this model has {allowed[0]!r}")
+    sizes = [settings.get(key) for key in _LARGEST]
+    for (key, largest), size in zip(_LARGEST.items(), sizes, strict=True):
+        if type(size) is not int or not 1 <= size <= largest:
+            raise ValueError(f"{key} is {size!r:.50}; it must be an integer from 1 to {largest}")
+    width = 4 * settings["n_embd"]
+    if settings.get("n_inner") not in (None, width):
+        raise ValueError(f"n_inner is {settings['n_inner']!r:.60}; this model has 4 * n_embd, {width}")
+    dropout, tied = settings.get("resid_pdrop", 0.1), settings.get("tie_word_embeddings", True)
+    if type(dropout) not in (int, float):
+        raise ValueError(f"resid_pdrop is {dropout!r:.60}; it must be a number")
+    if type(tied) is not bool:
+        raise ValueError(f"tie_word_embeddings is {tied!r:.60}; it must be true or false")
+    return GPTConfig(*sizes, drop_rate=dropout, tie_weights=tied)
+
+
+def config_to_json(config):
+    """What config.json says of a model with this GPTConfig, in the words of transformers' GPT2Config."""
+    return {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config.vocab_size,
+        "n_positions": config.context_length, "n_ctx": config.context_length, "n_embd": config.emb_dim,
+        "n_head": config.n_heads, "n_layer": config.n_layers, "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5, "attn_pdrop": config.drop_rate, "embd_pdrop": config.drop_rate,
+        "resid_pdrop": config.drop_rate, "tie_word_embeddings": config.tie_weights,
+    }  # fmt: skip

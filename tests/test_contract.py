@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from shared.checkpoints import save_model
 from shared.evaluation import multiple_choice, perplexity
 from shared.generation import KVCache, decode_step, generate, prefill, stream
 from shared.gpt import GPTConfig
 from shared.instructions import answer_loss
 from shared.tokenizer import BPETokenizer
 from shared.training import IGNORE, evaluate, next_token_loss
-from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 TEXT = "The lamp burned low, and low burned the lamp; nobody in the room had seen who lit it. " * 3
@@ -214,10 +214,9 @@ def test_multiple_choice(kind, tokenizer):
     assert multiple_choice(model, tokenizer, wrong).share == 0
 
 
-@pytest.mark.xfail(reason="the export does not look at the head yet", strict=True)
 @pytest.mark.parametrize(("kind", "named"), [("wrapped head", "head"), ("grouped", "blocks.0|GroupedModel")])
 def test_export_refuses_what_the_folder_cannot_hold(kind, named, tokenizer, tmp_path):
     folder = tmp_path / "model"
     with pytest.raises(ValueError, match=named):
-        export_checkpoint(MODELS[kind](), tokenizer, folder)
+        save_model(MODELS[kind](), tokenizer, folder)
     assert not folder.exists() or not list(folder.iterdir())

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from shared.checkpoints import save_model
 from shared.data import readers
 from shared.evaluation import (
     cohen_kappa,
@@ -28,7 +29,6 @@ from shared.evaluation import (
 from shared.gpt import GPTConfig, GPTModel
 from shared.metrics import wilson
 from shared.tokenizer import BPETokenizer
-from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def model():
 def theirs(tmp_path_factory, model, tokenizer):
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("models") / "my_gpt"
-    export_checkpoint(model, tokenizer, folder)
+    save_model(model, tokenizer, folder)
     return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
 
 

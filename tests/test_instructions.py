@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from shared import instructions
 from shared.batches import pack, random_split
+from shared.checkpoints import save_model
 from shared.data.formats import read_json_list
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
@@ -39,7 +40,6 @@ from shared.instructions import (
 )
 from shared.tokenizer import BPETokenizer
 from shared.training import IGNORE, next_token_loss, train
-from shared.weights import export_checkpoint
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def entries():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model, tokenizer):
     folder = tmp_path_factory.mktemp("models") / "my_gpt"
-    export_checkpoint(model, tokenizer, folder, chat_template=ALPACA_CHAT_TEMPLATE)
+    save_model(model, tokenizer, folder, chat_template=ALPACA_CHAT_TEMPLATE)
     return folder
 
 

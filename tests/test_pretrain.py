@@ -26,13 +26,13 @@ import prepare_corpus  # noqa: E402
 import pretrain  # noqa: E402
 
 from shared import data  # noqa: E402
+from shared.checkpoints import load_base, load_model  # noqa: E402
 from shared.classification import SpamClassifier, balance, parse_messages, train_classifier  # noqa: E402
 from shared.files import sha256_of  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
 from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond  # noqa: E402
 from shared.tokenizer import BPETokenizer  # noqa: E402
 from shared.training import evaluate, train, training_step  # noqa: E402
-from shared.weights import load_base, load_checkpoint_dir  # noqa: E402
 
 SIZE = ["--layers", "2", "--heads", "2", "--width", "32", "--context", "32"]
 RUN = [*SIZE, "--batch", "4", "--tokens-per-step", "512", "--tokens", "6144", "--lr", "3e-3", "--eval-every", "5",
@@ -258,7 +258,7 @@ def test_a_run_learns_and_leaves_a_hugging_face_folder(unbroken, corpus):
     assert metrics[-1]["lr"] < metrics[3]["lr"] < 3e-3 + 1e-9
     assert (unbroken / "loss.png").stat().st_size > 5000
     assert (unbroken / "samples.txt").read_text(encoding="utf-8").count("--- step") == 3
-    model, tokenizer = load_checkpoint_dir(unbroken)
+    model, tokenizer = load_model(unbroken)
     assert tokenizer.n_vocab == 320 and model.config.n_layers == 2
     _, tensors = tensors_of(unbroken)
     assert torch.equal(tensors["model.final_norm.weight"], model.final_norm.weight)
@@ -365,7 +365,7 @@ def test_two_processes_reach_the_losses_of_one(corpus, tmp_path, kind, number_fo
     assert tensors.keys() == others.keys()
     for key in others.keys() - {"random.cpu"} if number_format == "float32" else ():
         assert_close(tensors[key], others[key], atol=2e-4, rtol=1e-3)
-    assert load_checkpoint_dir(tmp_path / "two")[0].config.n_layers == 2
+    assert load_model(tmp_path / "two")[0].config.n_layers == 2
 
 
 def test_recomputing_changes_nothing(unbroken, corpus, tmp_path):

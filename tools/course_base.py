@@ -20,12 +20,12 @@ import torch
 from scipy.stats import t
 
 from shared import data
+from shared.checkpoints import COURSE_BASE, load_model, save_model
 from shared.evaluation import perplexity, score_completions
 from shared.generation import generate
 from shared.gpt import GPTModel, count_parameters
 from shared.metrics import wilson
 from shared.tokenizer import load_tokenizer
-from shared.weights import COURSE_BASE, export_checkpoint, load_checkpoint_dir
 
 SOURCES = (
     "English novels and books (Project Gutenberg, PG-19), US inaugural and State of the Union addresses (NLTK), "
@@ -137,7 +137,7 @@ def card(run, corpus, heldout, model, tokenizer, note=""):
     return f"""# The course base
 
 A small GPT for chapters 4 and 5 where GPT-2 is too large or not available. It was pretrained with the course's own
-scripts, `03_gpt/prepare_corpus.py` and `03_gpt/pretrain.py`, and is loaded by `shared.weights.load_base()` or by
+scripts, `03_gpt/prepare_corpus.py` and `03_gpt/pretrain.py`, and is loaded by `shared.checkpoints.load_base()` or by
 `transformers`. It knows the rhythm of English and little of the world; it makes things up, and repeats the views of
 its sources, most of them more than ninety years old. It is for lessons, not for use.
 
@@ -194,10 +194,10 @@ def main(arguments=None):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--note", default="", help="a sentence about the run for the card")
     args = parser.parse_args(arguments)
-    model, tokenizer = load_checkpoint_dir(args.run)
+    model, tokenizer = load_model(args.run)
     tokenizer = load_tokenizer(args.corpus / "tokenizer")
-    export_checkpoint(model.half(), tokenizer, COURSE_BASE)
-    model, tokenizer = load_checkpoint_dir(COURSE_BASE)  # what is measured is what is published
+    save_model(model.half(), tokenizer, COURSE_BASE)
+    model, tokenizer = load_model(COURSE_BASE)  # what is measured is what is published
     text = card(args.run, args.corpus, args.heldout, model, tokenizer, args.note)
     (COURSE_BASE / "README.md").write_text(text, encoding="utf-8")
     print(text)

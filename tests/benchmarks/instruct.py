@@ -16,6 +16,7 @@ import torch
 
 from shared import data
 from shared.batches import random_split
+from shared.checkpoints import COURSE_BASE, load_model, save_model
 from shared.instructions import (
     InstructionData,
     answer_loss,
@@ -28,7 +29,6 @@ from shared.instructions import (
 )
 from shared.runtime import get_device
 from shared.training import make_optimizer, training_step
-from shared.weights import COURSE_BASE, export_checkpoint, load_checkpoint_dir
 from tests.benchmarks import __main__ as benchmarks
 
 N_ENTRIES, BATCH, NEW_TOKENS = 64, 16, 64
@@ -61,11 +61,11 @@ def their_answers(theirs, tokenizer, entries, context):
 def bench_generate(n_rounds, device):
     from transformers import GPT2LMHeadModel
 
-    model, tokenizer = load_checkpoint_dir(COURSE_BASE)
+    model, tokenizer = load_model(COURSE_BASE)
     model.to(device)
     entries = entries_of()[2][:N_ENTRIES]
     with tempfile.TemporaryDirectory() as folder:
-        export_checkpoint(model, tokenizer, folder)
+        save_model(model, tokenizer, folder)
         theirs = GPT2LMHeadModel.from_pretrained(folder).to(device).eval()
 
     by_length = sorted(range(len(entries)), key=lambda i: len(format_prompt(entries[i])))
@@ -94,7 +94,7 @@ def bench_generate(n_rounds, device):
 
 
 def bench_train(n_rounds, device):
-    tokenizer = load_checkpoint_dir(COURSE_BASE)[1]
+    tokenizer = load_model(COURSE_BASE)[1]
     items = InstructionData(entries_of()[0][:160], tokenizer, 257)
     longest = max(items.lengths())
 
@@ -112,7 +112,7 @@ def bench_train(n_rounds, device):
 
 
 def epoch(loader, device):
-    model = load_checkpoint_dir(COURSE_BASE)[0].to(device).train()
+    model = load_model(COURSE_BASE)[0].to(device).train()
     optimizer, scaler = make_optimizer(model, lr=1e-5), torch.amp.GradScaler(device.type, enabled=False)
 
     def run():

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
+from shared.checkpoints import load_model, save_model
 from shared.gpt import GPT2_CONFIGS, GPTModel
 from shared.runtime import peak_memory
-from shared.weights import export_checkpoint, load_checkpoint_dir
 
 
 def ours(folder):
-    return load_checkpoint_dir(folder)[0]
+    return load_model(folder)[0]
 
 
 def theirs(folder):
@@ -58,7 +58,7 @@ def main():
         return
     found = {name: [] for name in LOADERS}
     with tempfile.TemporaryDirectory() as folder:
-        export_checkpoint(GPTModel(GPT2_CONFIGS[args.size]), None, folder)
+        save_model(GPTModel(GPT2_CONFIGS[args.size]), None, folder)
         size = Path(folder, "model.safetensors").stat().st_size
         for _ in range(args.rounds):
             for name, runs in found.items():

@@ -15,22 +15,30 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from shared import data, weights
+from shared import checkpoints, data
+from shared import files as shared_files
+from shared.checkpoints import (
+    empty_model,
+    load_base,
+    load_gpt2,
+    load_model,
+    load_weights,
+    save_model,
+)
 from shared.classification import SpamClassifier
 from shared.generation import generate
-from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
+from shared.gpt import (
+    GPT2_CONFIGS,
+    GPTConfig,
+    GPTModel,
+    count_parameters,
+    from_published,
+    is_transposed,
+    published_name,
+    to_published,
+)
 from shared.tokenizer import BPETokenizer
 from shared.training import make_optimizer, next_token_loss, training_step
-from shared.weights import (
-    export_checkpoint,
-    is_transposed,
-    load_base,
-    load_checkpoint_dir,
-    load_gpt2,
-    load_weights,
-    published_name,
-    published_tensors,
-)
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
@@ -57,7 +65,7 @@ def make(config=CONFIG, seed=1):
 
 @pytest.fixture
 def folder(tmp_path, bpe):
-    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path / "my_gpt")
+    save_model(make(), bpe.to_tiktoken("x"), tmp_path / "my_gpt")
     return tmp_path / "my_gpt"
 
 
@@ -82,10 +90,10 @@ def rewrite(folder, change):
 def test_transformers_loads_what_we_export(tmp_path, bpe, tied, qkv_bias):
     transformers = pytest.importorskip("transformers")
     model = make(replace(CONFIG, tie_weights=tied, qkv_bias=qkv_bias))
-    export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path)
+    save_model(model, bpe.to_tiktoken("x"), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert_close(theirs(TOKENS).logits, model(TOKENS), rtol=0, atol=1e-5)
-    ours, tokenizer = load_checkpoint_dir(tmp_path)
+    ours, tokenizer = load_model(tmp_path)
     assert_close(ours(TOKENS), model(TOKENS), rtol=0, atol=1e-5)
     assert ours.config == replace(model.config, qkv_bias=True) and not ours.training
     assert (ours.head.weight is ours.token_embedding.weight) == tied
@@ -102,11 +110,11 @@ def test_we_load_what_transformers_saves(tmp_path, tied):
     )  # fmt: skip
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours, tokenizer = load_checkpoint_dir(tmp_path)
+    ours, tokenizer = load_model(tmp_path)
     tokens = torch.randint(0, 300, (3, 24))
     assert tokenizer is None and ours.config.drop_rate == 0.1
     assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
-    export_checkpoint(ours, None, tmp_path / "again")
+    save_model(ours, None, tmp_path / "again")
     again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again")
     for (name, a), (_, b) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
@@ -129,7 +137,7 @@ def test_published_names_are_those_of_transformers():
 def test_auto_tokenizer_equals_ours(folder):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    _, ours = load_checkpoint_dir(folder)
+    _, ours = load_model(folder)
     for text in (TEXT, STORY[:3000], "", " ", "\t \n x", "don't DON'T 1234567"):
         ids = ours.encode(text, allowed_special="all")
         assert theirs(text).input_ids == ids
@@ -140,10 +148,10 @@ def test_auto_tokenizer_equals_ours(folder):
 
 def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
     transformers = pytest.importorskip("transformers")
-    _, ours = load_checkpoint_dir(folder)
+    _, ours = load_model(folder)
     transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
-    model, tokenizer = load_checkpoint_dir(tmp_path / "theirs")
+    model, tokenizer = load_model(tmp_path / "theirs")
     assert tokenizer.encode(TEXT, allowed_special="all") == ours.encode(TEXT, allowed_special="all")
     assert tokenizer.n_vocab == ours.n_vocab and tokenizer.eot_token == ours.eot_token
     assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
@@ -152,7 +160,7 @@ def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
 def test_pipeline_plain_and_chat(tmp_path, bpe):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("jinja2")
-    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path, chat_template=CHAT)
+    save_model(make(), bpe.to_tiktoken("x"), tmp_path, chat_template=CHAT)
     pipe = transformers.pipeline("text-generation", model=str(tmp_path))
     settings = {"max_new_tokens": 5, "do_sample": False}
     assert pipe("The lamp", **settings)[0]["generated_text"].startswith("The lamp")
@@ -161,16 +169,16 @@ def test_pipeline_plain_and_chat(tmp_path, bpe):
     assert answer[0] == messages[0] and answer[1]["role"] == "assistant"
     plain = pipe("user: Hello\nbot:", **settings)[0]["generated_text"]
     assert plain == "user: Hello\nbot:" + answer[1]["content"]
-    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path)  # without a template: the old one is gone
+    save_model(make(), bpe.to_tiktoken("x"), tmp_path)  # without a template: the old one is gone
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template is None
 
 
 def test_special_tokens_of_a_chat_are_special_in_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     bpe = BPETokenizer().train(STORY, 600, special_tokens=("<|endoftext|>", "<|user|>", "<|bot|>"))
-    export_checkpoint(make(), bpe.to_tiktoken("chat"), tmp_path)
+    save_model(make(), bpe.to_tiktoken("chat"), tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    _, ours = load_checkpoint_dir(tmp_path)
+    _, ours = load_model(tmp_path)
     text = "<|user|>Hello<|bot|>"
     assert theirs(text).input_ids == ours.encode(text, allowed_special="all")
     assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True) == "Hello"
@@ -182,21 +190,21 @@ def test_special_tokens_of_a_chat_are_special_in_transformers(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files(tmp_path, bpe, dtype):
     model = make()
-    export_checkpoint(make().to(dtype), bpe.to_tiktoken("x"), tmp_path)
+    save_model(make().to(dtype), bpe.to_tiktoken("x"), tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    ours, _ = load_checkpoint_dir(tmp_path)
+    ours, _ = load_model(tmp_path)
     for (name, a), b in zip(ours.named_parameters(), model.parameters(), strict=True):
         assert a.dtype == torch.float32 and torch.equal(a, b.to(dtype).float()), name
 
 
 def test_no_tokenizer(tmp_path):
-    export_checkpoint(make(), None, tmp_path)
+    save_model(make(), None, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "generation_config.json", "model.safetensors"]
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1  # readable for whom the others are
-    model, tokenizer = load_checkpoint_dir(tmp_path)
-    assert tokenizer is None and torch.equal(model(TOKENS), load_checkpoint_dir(str(tmp_path))[0](TOKENS))
+    model, tokenizer = load_model(tmp_path)
+    assert tokenizer is None and torch.equal(model(TOKENS), load_model(str(tmp_path))[0](TOKENS))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -209,7 +217,7 @@ def test_prefix_and_masks(folder, prefix, masks):
         return tensors if prefix else {name.removeprefix("transformer."): t for name, t in tensors.items()}
 
     rewrite(folder, change)
-    model, _ = load_checkpoint_dir(folder)
+    model, _ = load_model(folder)
     assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
 
 
@@ -219,12 +227,12 @@ def test_several_files(folder):
     for i, part in enumerate((names[:10], names[10:]), start=1):
         save_file({name: tensors[name] for name in part}, folder / f"model-0000{i}-of-00002.safetensors")
     (folder / "model.safetensors").unlink()
-    assert_close(load_checkpoint_dir(folder)[0](TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
+    assert_close(load_model(folder)[0](TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
 
 
 def test_training_changes_the_model_and_not_the_file(folder):
     before = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    model, _ = load_checkpoint_dir(folder)
+    model, _ = load_model(folder)
     fresh = make()
     for each in (model, fresh):
         optimizer = make_optimizer(each.train(), lr=1e-2)
@@ -235,14 +243,14 @@ def test_training_changes_the_model_and_not_the_file(folder):
     assert (model(TOKENS) - make()(TOKENS)).abs().max() > 0.1
     assert model.head.weight is model.token_embedding.weight
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == before
-    export_checkpoint(model, None, folder)  # over the file that it was mapped from
-    assert_close(load_checkpoint_dir(folder)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+    save_model(model, None, folder)  # over the file that it was mapped from
+    assert_close(load_model(folder)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
 
 
 def test_random_numbers_are_left_alone(folder):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    load_checkpoint_dir(folder)
+    load_model(folder)
     assert torch.equal(state, torch.get_rng_state())
     layer = torch.nn.Linear(3, 3)
     assert layer.weight.std() > 0.1  # initialisation works again
@@ -255,22 +263,22 @@ def test_padded_vocabulary(folder, tmp_path):
     """Rows beyond the tokenizer's ids, or beyond config.json's vocab_size where there is no tokenizer, are cut off."""
     pad = torch.full((40, 48), 7.0)
     rewrite(folder, lambda t: t | {"transformer.wte.weight": torch.cat([t["transformer.wte.weight"], pad])})
-    model, tokenizer = load_checkpoint_dir(folder)
+    model, tokenizer = load_model(folder)
     assert model.config.vocab_size == 600 and model.head.weight.shape == (600, 48)
     assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
     edit(folder, vocab_size=640)
-    model, tokenizer = load_checkpoint_dir(folder)
+    model, tokenizer = load_model(folder)
     assert model.config == make().config and tokenizer.n_vocab == 600
     assert_close(model(TOKENS), make()(TOKENS), rtol=0, atol=1e-5)
     (folder / "vocab.json").rename(folder / "aside.json")
-    assert load_checkpoint_dir(folder)[0](TOKENS).shape[-1] == 640
+    assert load_model(folder)[0](TOKENS).shape[-1] == 640
     (folder / "aside.json").rename(folder / "vocab.json")
     edit(folder, vocab_size=641)
-    with pytest.raises(ValueError, match=r"wte.weight is \[640, 48\] float32; the model has \[641, 48\]"):
-        load_checkpoint_dir(folder)
+    with pytest.raises(ValueError, match=r"token_embedding.weight is \[640, 48\] float32; the model has \[641, 48\]"):
+        load_model(folder)
     edit(folder, vocab_size=599)
     with pytest.raises(ValueError, match="the tokenizer has 600 tokens, the model 599"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -281,13 +289,13 @@ def test_a_token_without_a_text_is_never_chosen(tmp_path, bpe, tied):
     with torch.no_grad():
         model.head.weight[600:] = 50 * model.hidden(TOKENS)[0, -1]
     assert generate(model, TOKENS[:1], 5)[0, -5:].min() >= 600
-    export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path / "padded")
-    loaded, tokenizer = load_checkpoint_dir(tmp_path / "padded")
+    save_model(model, bpe.to_tiktoken("x"), tmp_path / "padded")
+    loaded, tokenizer = load_model(tmp_path / "padded")
     assert_close(loaded(TOKENS), model(TOKENS)[..., :600], rtol=0, atol=1e-5)
     assert (loaded.head.weight is loaded.token_embedding.weight) == tied
     tokens = generate(loaded, TOKENS[:1], 12)
     assert tokens.max() < 600 and tokenizer.decode(tokens[0].tolist())
-    export_checkpoint(loaded, tokenizer, tmp_path / "cut")
+    save_model(loaded, tokenizer, tmp_path / "cut")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
     assert_close(theirs(TOKENS).logits, loaded(TOKENS), rtol=0, atol=1e-5)
     assert theirs.config.vocab_size == len(transformers.AutoTokenizer.from_pretrained(tmp_path / "cut")) == 600
@@ -296,48 +304,50 @@ def test_a_token_without_a_text_is_never_chosen(tmp_path, bpe, tied):
 @pytest.mark.parametrize("tied", [True, False])
 def test_padded_head(tmp_path, tied):
     model = make(replace(CONFIG, tie_weights=False))
-    export_checkpoint(model, None, tmp_path)
+    save_model(model, None, tmp_path)
     pad = torch.full((8, 48), 7.0)
     rewrite(tmp_path, lambda t: t | {name: torch.cat([t[name], pad]) for name in t if "wte" in name or "head" in name})
     if not tied:
-        assert_close(load_checkpoint_dir(tmp_path)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+        assert_close(load_model(tmp_path)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
     else:
         edit(tmp_path, tie_word_embeddings=True)
-        with pytest.raises(ValueError, match="lm_head.weight is not equal to wte.weight, but config.json says tie"):
-            load_checkpoint_dir(tmp_path)
+        with pytest.raises(ValueError, match="head.weight is not equal to token_embedding.weight, to which the config"):
+            load_model(tmp_path)
         rewrite(tmp_path, lambda t: t | {"lm_head.weight": t["transformer.wte.weight"].clone()})
-        loaded, _ = load_checkpoint_dir(tmp_path)  # a tied head that is stored all the same
+        loaded, _ = load_model(tmp_path)  # a tied head that is stored all the same
         assert loaded.head.weight is loaded.token_embedding.weight
         assert torch.equal(loaded.head.weight, model.token_embedding.weight)
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda t: {n: x for n, x in t.items() if "h.1.ln_2.bias" not in n}, r"lacks h.1.ln_2.bias \(1\)"),
+    (lambda t: {n: x for n, x in t.items() if "h.1.ln_2.bias" not in n}, r"lacks blocks.1.norm2.bias \(1\)"),
     (lambda t: t | {"transformer.h.2.ln_1.bias": torch.zeros(48)}, r"has unknown h.2.ln_1.bias \(1\)"),
     (lambda t: {n.replace("c_fc", "up"): x for n, x in t.items()},
-     r"lacks h.0.mlp.c_fc.bias, h.0.mlp.c_fc.weight, h.1.mlp.c_fc.bias ... \(4\) and has unknown h.0.mlp.up.bias"),
+     r"lacks blocks.0.feed_forward.expand.bias, blocks.0.feed_forward.expand.weight, blocks.1.feed_forward.expand.bias"
+     r" \(4\) and has unknown h.0.mlp.up.bias"),
     (lambda t: t | {"transformer.h.0.mlp.c_fc.weight": t["transformer.h.0.mlp.c_fc.weight"].T.contiguous()},
-     r"h.0.mlp.c_fc.weight is \[48, 192\] float32; the model has \[192, 48\]"),
-    (lambda t: t | {"transformer.wpe.weight": torch.zeros(31, 48)}, r"wpe.weight is \[31, 48\]"),
-    (lambda t: t | {"transformer.wte.weight": torch.zeros(600 * 48)}, r"wte.weight is \[28800\] float32"),
-    (lambda t: t | {"transformer.wte.weight": torch.zeros(())}, r"wte.weight is \[\] float32"),
-    (lambda t: t | {"lm_head.weight": torch.zeros(())}, r"lm_head.weight is \[\]; it must be a matrix"),
-    (lambda t: t | {"transformer.h.1.mlp.c_fc.weight": torch.zeros(3, 4, 5)}, r"c_fc.weight is \[3, 4, 5\]; it must"),
-    (lambda t: t | {"transformer.ln_f.bias": torch.zeros(48, dtype=torch.int64)}, r"ln_f.bias is \[48\] int64"),
-    (lambda t: {n: x for n, x in t.items() if "wpe" not in n}, "model.safetensors is no GPT-2: it lacks wpe.weight"),
-    (lambda t: {"a": torch.zeros(1)}, "model.safetensors is no GPT-2 of 2 layers: it has 1 tensors"),
-    (lambda t: {}, "model.safetensors is no GPT-2 of 2 layers: it has 0 tensors"),
+     r"blocks.0.feed_forward.expand.weight is \[48, 192\] float32; the model has \[192, 48\]"),
+    (lambda t: t | {"transformer.wpe.weight": torch.zeros(31, 48)}, r"position_embedding.weight is \[31, 48\]"),
+    (lambda t: t | {"transformer.wpe.weight": torch.zeros(33, 48)}, r"position_embedding.weight is \[33, 48\]"),
+    (lambda t: t | {"transformer.wte.weight": torch.zeros(600 * 48)}, r"token_embedding.weight is \[28800\] float32"),
+    (lambda t: t | {"transformer.wte.weight": torch.zeros(())}, r"token_embedding.weight is \[\] float32"),
+    (lambda t: t | {"lm_head.weight": torch.zeros(())}, r"head.weight is not equal to token_embedding.weight"),
+    (lambda t: t | {"transformer.h.1.mlp.c_fc.weight": torch.zeros(3, 4, 5)}, r"expand.weight is \[3, 4, 5\] float32"),
+    (lambda t: t | {"transformer.ln_f.bias": torch.zeros(48, dtype=torch.int64)}, r"final_norm.bias is \[48\] int64"),
+    (lambda t: {n: x for n, x in t.items() if "wpe" not in n}, r"GPTModel of 2 layers.* it lacks position_embedding.w"),
+    (lambda t: {"a": torch.zeros(1)}, r"model.safetensors is no GPTModel of 2 layers.* \(28\) and has unknown a \(1\)"),
+    (lambda t: {}, r"model.safetensors is no GPTModel of 2 layers.* it lacks blocks.0.* \(28\)"),
 ])  # fmt: skip
 def test_wrong_names_and_shapes_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(ValueError, match=message):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 def test_untied_without_a_head(folder):
     edit(folder, tie_word_embeddings=False)
-    with pytest.raises(ValueError, match="has no lm_head.weight, but config.json says tie_word_embeddings: false"):
-        load_checkpoint_dir(folder)
+    with pytest.raises(ValueError, match=r"is no GPTModel of 2 layers, tie_weights=False: it lacks head.weight \(1\)"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("left", [0, 5, 300, -1])
@@ -345,19 +355,23 @@ def test_truncated_file(folder, left):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:left])
     with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": "llama"}, "model_type is 'llama'"), ({"activation_function": "relu"}, "activation_function is"),
+    ({"model_type": "llama"}, "config.json: model_type is 'llama'; it must be one of gpt2"),
+    ({"model_type": []}, r"config.json: model_type is \[\]"),
+    ({"activation_function": "relu"}, "activation_function is"),
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),
-    ({"n_inner": 100}, "n_inner is 100"), ({"n_embd": None}, "does not describe a GPT-2: n_embd is None"),
-    ({"n_head": 5}, "config.json: .*divisible"), ({"n_head": 10**9}, "config.json: .*divisible"),
-    ({"n_layer": 10**9}, "no GPT-2 of 1000000000 layers: it has 28 tensors"),
-    ({"n_layer": 3}, r"no GPT-2 of 3 layers: it lacks h.2.attn.c_attn.bias"), ({"n_layer": 1}, "has unknown h.1.attn"),
-    ({"n_positions": 10**9}, r"safetensors: wpe.weight is \[32, 48\] float32; the model has \[1000000000, 48\] for it"),
-    ({"vocab_size": 2**31 - 1}, r"safetensors: wte.weight is \[600, 48\] float32; the model has \[2147483647, 48\]"),
-    ({"n_embd": 2**31 - 4}, r"safetensors: wte.weight is \[600, 48\] float32; the model has \[600, 2147483644\]"),
+    ({"n_inner": 100}, "n_inner is 100"), ({"n_embd": None}, "config.json: n_embd is None; it must be an integer"),
+    ({"n_head": 5}, "config.json: .*divisible"), ({"n_head": 10**9}, "n_head is 1000000000; it must be"),
+    ({"n_layer": 10**9}, "config.json: n_layer is 1000000000; it must be an integer from 1 to 1000"),
+    ({"n_layer": 3}, r"no GPTModel of 3 layers.* it lacks blocks.2.attention.out_proj.bias"),
+    ({"n_layer": 1}, "has unknown h.1.attn"),
+    ({"n_positions": 10**9}, r"safetensors: position_embedding.weight is \[32, 48\] float32; the model has \[10000"),
+    ({"vocab_size": 2**31 - 1}, r"safetensors: token_embedding.weight is \[600, 48\] float32; the model has \[21474"),
+    ({"n_embd": 2**31 - 4}, "config.json: n_embd is 2147483644; it must be an integer from 1 to 65536"),
+    ({"n_embd": 2**16}, r"safetensors: token_embedding.weight is \[600, 48\] float32; the model has \[600, 65536\]"),
     ({"resid_pdrop": "0.1"}, "config.json: resid_pdrop is '0.1'"), ({"resid_pdrop": 2}, "config.json: drop_rate is 2"),
     ({"resid_pdrop": float("nan")}, "config.json: drop_rate is nan"), ({"resid_pdrop": []}, r"resid_pdrop is \[\]"),
     ({"tie_word_embeddings": "no"}, "config.json: tie_word_embeddings is 'no'"),
@@ -365,7 +379,7 @@ def test_truncated_file(folder, left):
 def test_other_architectures_are_refused(folder, changes, message):
     edit(folder, **changes)
     with pytest.raises(ValueError, match=message):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer"])
@@ -374,9 +388,9 @@ def test_sizes_that_are_none(folder, key, size, monkeypatch):
     """They are refused before a model is made."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {key: size}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    monkeypatch.setattr(weights, "GPTModel", None)
-    with pytest.raises(ValueError, match=rf"my_gpt.config.json does not describe a GPT-2: {key} is .*positive integer"):
-        load_checkpoint_dir(folder)
+    monkeypatch.setattr(checkpoints, "empty_model", None)
+    with pytest.raises(ValueError, match=rf"my_gpt.config.json: {key} is .*; it must be an integer from 1"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "tokenizer.json", "added_tokens.json"])
@@ -385,7 +399,7 @@ def test_sizes_that_are_none(folder, key, size, monkeypatch):
 def test_json_files_that_hold_something_else(folder, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=name) as caught:
-        load_checkpoint_dir(folder)
+        load_model(folder)
     assert str(folder) in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -400,17 +414,17 @@ def test_tokenizer_json_of_another_form(folder, change):
              "pre_tokenizer": {"type": "ByteLevel"}}  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(whole | change), encoding="utf-8")
     with pytest.raises(ValueError, match="tokenizer.json holds no byte-pair encoding"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 def test_files_with_a_byte_order_mark(folder):
     for name in ("config.json", "vocab.json", "merges.txt"):
         (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
-    model, tokenizer = load_checkpoint_dir(folder)
+    model, tokenizer = load_model(folder)
     assert tokenizer.decode(tokenizer.encode("It's naïve")) == "It's naïve" and tokenizer.n_vocab == 600
     (folder / "merges.txt").write_bytes(b"\xe9 \xe9\n")
     with pytest.raises(ValueError, match="my_gpt.merges.txt is damaged: 'utf-8' codec"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 def test_added_tokens(folder):
@@ -422,20 +436,20 @@ def test_added_tokens(folder):
     pad = torch.full((40, 48), 7.0)
     rewrite(folder, lambda t: t | {"transformer.wte.weight": torch.cat([t["transformer.wte.weight"], pad])})
     edit(folder, vocab_size=640)
-    model, tokenizer = load_checkpoint_dir(folder)
+    model, tokenizer = load_model(folder)
     assert tokenizer.encode("a<pad>", allowed_special="all")[1:] == [600] and tokenizer.eot_token == 599
     assert model.config.vocab_size == 601
-    export_checkpoint(model, tokenizer, folder)
-    again = load_checkpoint_dir(folder)
+    save_model(model, tokenizer, folder)
+    again = load_model(folder)
     assert again[0].config.vocab_size == 601 and again[1]._special_tokens == tokenizer._special_tokens
     (folder / "added_tokens.json").write_text('{"<pad>": 700}', encoding="utf-8")
     with pytest.raises(ValueError, match="added_tokens.json does not hold the ids"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 def test_damaged_headers(tmp_path):
     """Whatever bit of a header is flipped: the file is named, or what was hit carries no meaning."""
-    export_checkpoint(make(GPTConfig(260, 4, 4, 1, 1)), None, tmp_path)
+    save_model(make(GPTConfig(260, 4, 4, 1, 1)), None, tmp_path)
     file = tmp_path / "model.safetensors"
     whole, loaded = file.read_bytes(), 0
     length = int.from_bytes(whole[:8], "little")
@@ -444,7 +458,7 @@ def test_damaged_headers(tmp_path):
         damaged[place] ^= 1 << place % 8
         file.write_bytes(damaged)
         try:
-            load_checkpoint_dir(tmp_path)
+            load_model(tmp_path)
             loaded += 1
         except ValueError as error:
             assert str(file) in str(error), place
@@ -487,26 +501,26 @@ def test_a_classifier_in_several_files_and_one_whose_tokenizer_ends_nothing(spam
 
 def test_missing_and_damaged_files(folder):
     with pytest.raises(FileNotFoundError, match="no folder of a Hugging Face checkpoint"):
-        load_checkpoint_dir(folder / "nowhere")
+        load_model(folder / "nowhere")
     (folder / "merges.txt").unlink()
     with pytest.raises(FileNotFoundError, match="merges.txt"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
     (folder / "vocab.json").unlink()
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="tokenizer.json holds no byte-pair encoding"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
     foreign = {"model": {"vocab": {}, "merges": []}, "added_tokens": [], "pre_tokenizer": {"type": "Metaspace"}}
     (folder / "tokenizer.json").write_text(json.dumps(foreign), encoding="utf-8")
     with pytest.raises(ValueError, match="cuts text by Metaspace, not by GPT-2's rule"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="config.json is damaged: Expecting property name"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     edit_free = {"vocab_size": 600, "n_positions": 32, "n_embd": 48, "n_head": 4, "n_layer": 2}
     (folder / "config.json").write_text(json.dumps(edit_free), encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="safetensors files only"):
-        load_checkpoint_dir(folder)
+        load_model(folder)
 
 
 def test_full_disk_leaves_the_old_checkpoint(folder, bpe, monkeypatch):
@@ -515,9 +529,9 @@ def test_full_disk_leaves_the_old_checkpoint(folder, bpe, monkeypatch):
     def full(file, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "_write_json", full)
-    with pytest.raises(OSError, match="could not be written .*No space left.* older checkpoint there is untouched"):
-        export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+    monkeypatch.setattr(checkpoints, "_write_json", full)
+    with pytest.raises(OSError, match="could not be written .*No space left.* what was there is untouched"):
+        save_model(make(seed=2), bpe.to_tiktoken("x"), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
@@ -529,11 +543,11 @@ def test_export_takes_nothing_out_of_a_linked_folder(tmp_path, folder, bpe, name
         (mine / file).write_text("years of work", encoding="utf-8")
     os.symlink(mine, folder / name)
     before = sorted(os.listdir(folder))
-    export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+    save_model(make(seed=2), bpe.to_tiktoken("x"), folder)
     assert {file.name: file.read_text() for file in mine.iterdir()} == dict.fromkeys(
         ("thesis.txt", "model.safetensors", "vocab.bpe"), "years of work")  # fmt: skip
     assert sorted(os.listdir(folder)) == before
-    assert_close(load_checkpoint_dir(folder)[0](TOKENS), make(seed=2)(TOKENS), rtol=0, atol=1e-5)
+    assert_close(load_model(folder)[0](TOKENS), make(seed=2)(TOKENS), rtol=0, atol=1e-5)
 
 
 def test_export_over_links_leaves_what_they_lead_to(tmp_path, folder, bpe):
@@ -541,18 +555,18 @@ def test_export_over_links_leaves_what_they_lead_to(tmp_path, folder, bpe):
         (folder / name).rename(tmp_path / name)
         os.symlink(tmp_path / name, folder / name)
     before = {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")}
-    export_checkpoint(make(replace(CONFIG, n_layers=1)), bpe.to_tiktoken("x"), folder)
+    save_model(make(replace(CONFIG, n_layers=1)), bpe.to_tiktoken("x"), folder)
     assert not any(file.is_symlink() for file in folder.iterdir())
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
-    assert load_checkpoint_dir(folder)[0].config.n_layers == 1
+    assert load_model(folder)[0].config.n_layers == 1
 
 
 def test_what_a_killed_export_left_is_taken_away(folder, bpe):
     before = sorted(os.listdir(folder))
-    left = folder / f"{weights._ASIDE}abcd1234"
+    left = folder / f"{shared_files._ASIDE}abcd1234"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
-    export_checkpoint(make(), bpe.to_tiktoken("x"), folder)
+    save_model(make(), bpe.to_tiktoken("x"), folder)
     assert sorted(os.listdir(folder)) == before
 
 
@@ -561,7 +575,7 @@ def test_export_where_a_folder_has_the_name_of_a_file(folder, bpe):
     (folder / "vocab.json").mkdir()
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(OSError, match="my_gpt could not be written .vocab.json is a folder there.*untouched"):
-        export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+        save_model(make(seed=2), bpe.to_tiktoken("x"), folder)
     assert (folder / "model.safetensors").read_bytes() == before and (folder / "vocab.json").is_dir()
 
 
@@ -569,28 +583,28 @@ def test_an_error_between_the_renames_is_not_called_harmless(folder, bpe, monkey
     real = os.replace
 
     def replace_but_one(source, target):
-        if Path(target) == folder / "config.json":
+        if Path(target) == folder / "merges.txt":
             raise PermissionError(13, "Permission denied")
         real(source, target)
 
-    monkeypatch.setattr(weights.os, "replace", replace_but_one)
-    with pytest.raises(OSError, match="Permission denied.*only model.safetensors is new there"):
-        export_checkpoint(make(seed=2), bpe.to_tiktoken("x"), folder)
+    monkeypatch.setattr(os, "replace", replace_but_one)
+    with pytest.raises(OSError, match="Permission denied.*only config.json, generation_config.json is new there"):
+        save_model(make(seed=2), bpe.to_tiktoken("x"), folder)
 
 
 def test_names_that_no_utf8_can_hold(tmp_path, bpe, capsys):
     config = {"id2label": {"0": "half \ud83d"}}
-    export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path, chat_template="\udc00", config=config)
+    save_model(make(), bpe.to_tiktoken("x"), tmp_path, chat_template="\udc00", settings=config)
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["id2label"]["0"] == "half \ufffd"
-    assert load_checkpoint_dir(tmp_path)[1].n_vocab == 600
+    assert load_model(tmp_path)[1].n_vocab == 600
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
 def test_a_folder_with_a_latin1_name_is_refused(tmp_path, bpe, capsys):
     """safetensors opens no such path."""
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
-    export_checkpoint(make(), bpe.to_tiktoken("x"), folder)
-    assert weights.main([folder]) == 1
+    save_model(make(), bpe.to_tiktoken("x"), folder)
+    assert checkpoints.main([folder]) == 1
     assert "caf?/model.safetensors" in (out := capsys.readouterr().out) and "not valid UTF-8" in out
 
 
@@ -598,14 +612,14 @@ def test_an_unsuitable_tokenizer_leaves_nothing(tmp_path, bpe):
     foreign = tiktoken.Encoding("foreign", pat_str=bpe.to_tiktoken("x")._pat_str, special_tokens={"PAD": 599},
                                 mergeable_ranks={token: i for i, token in enumerate(bpe.tokens)})  # fmt: skip
     with pytest.raises(ValueError, match="special token 'PAD' must be written as <...> or"):
-        export_checkpoint(make(), foreign, tmp_path / "new")
+        save_model(make(), foreign, tmp_path / "new")
     assert not list((tmp_path / "new").glob("*")) and not list((tmp_path / "new").glob(".*"))
 
 
 def test_export_into_a_place_that_is_a_file(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="could not be written"):
-        export_checkpoint(make(), None, tmp_path / "file")
+        save_model(make(), None, tmp_path / "file")
 
 
 # --- GPT-2 and the base ----------------------------------------------------------------------------------------------
@@ -615,13 +629,13 @@ def test_export_into_a_place_that_is_a_file(tmp_path):
 def tiny_gpt2(tmp_path, monkeypatch):
     """A registry and a cache in which "gpt2" is a tiny model, with the bundled encoding's files as GPT-2's."""
     config = GPTConfig(8192, 16, emb_dim=16, n_heads=2, n_layers=1)
-    monkeypatch.setitem(weights.GPT2_CONFIGS, "gpt2", config)
+    monkeypatch.setitem(GPT2_CONFIGS, "gpt2", config)
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("LLM_OFFLINE", "1")
     for name in ("LLM_MIRROR", "LLM_BASE"):
         monkeypatch.delenv(name, raising=False)
     model = make(config)
-    export_checkpoint(model, None, tmp_path / "data/gpt2")
+    save_model(model, None, tmp_path / "data/gpt2")
     for name in ("gpt2_weights", "gpt2_vocab", "gpt2_encoder"):
         entry = data.registry.REGISTRY[name]
         if entry.sample:
@@ -644,8 +658,8 @@ def test_load_gpt2(tiny_gpt2):
 
 
 def test_load_base(tiny_gpt2, folder, tmp_path, monkeypatch, capsys):
-    export_checkpoint(make(seed=5), BPETokenizer().train(STORY, 600).to_tiktoken("x"), tmp_path / "course_base")
-    monkeypatch.setattr(weights, "COURSE_BASE", tmp_path / "course_base")
+    save_model(make(seed=5), BPETokenizer().train(STORY, 600).to_tiktoken("x"), tmp_path / "course_base")
+    monkeypatch.setattr(checkpoints, "COURSE_BASE", tmp_path / "course_base")
     monkeypatch.setenv("LLM_SCALE", "quick")
     assert load_base()[1].name == "course_base"
     assert load_base(folder)[1].name == "my_gpt"
@@ -666,11 +680,11 @@ def test_load_base(tiny_gpt2, folder, tmp_path, monkeypatch, capsys):
 
 
 def test_load_base_refuses_a_model_that_no_lesson_can_use(folder, bpe, tmp_path, monkeypatch):
-    export_checkpoint(make(), None, tmp_path / "mute")
+    save_model(make(), None, tmp_path / "mute")
     bare = BPETokenizer(list(bpe.merges), ["<pad>"])
-    export_checkpoint(make(), bare.to_tiktoken("x"), tmp_path / "endless")
+    save_model(make(), bare.to_tiktoken("x"), tmp_path / "endless")
     for name, message in (("mute", "mute has no tokenizer: it needs"), ("endless", "endless: its tokenizer has no <")):
-        assert load_checkpoint_dir(tmp_path / name)
+        assert load_model(tmp_path / name)
         with pytest.raises(ValueError, match=message):
             load_base(tmp_path / name)
         monkeypatch.setenv("LLM_BASE", str(tmp_path / name))
@@ -682,7 +696,7 @@ def test_load_base_refuses_a_model_that_no_lesson_can_use(folder, bpe, tmp_path,
 def test_load_base_of_a_size(scale, asked, monkeypatch):
     """The size is for full scale: lesson 5.1 asks for GPT-2 medium."""
     seen = []
-    monkeypatch.setattr(weights, "load_gpt2", lambda name: seen.append(name) or (None, None))
+    monkeypatch.setattr(checkpoints, "load_gpt2", lambda name: seen.append(name) or (None, None))
     monkeypatch.setenv("LLM_SCALE", scale)
     monkeypatch.delenv("LLM_BASE", raising=False)
     load_base(size="gpt2-medium")
@@ -693,9 +707,9 @@ PEAK = """
 import sys
 from pathlib import Path
 from shared.runtime import peak_memory
-from shared.weights import load_checkpoint_dir
+from shared.checkpoints import load_model
 before = peak_memory()
-model, _ = load_checkpoint_dir(sys.argv[1])
+model, _ = load_model(sys.argv[1])
 total = sum(p.sum().item() for p in model.parameters())  # every page is read
 print((peak_memory() - before) / Path(sys.argv[1], "model.safetensors").stat().st_size)
 """
@@ -703,66 +717,82 @@ print((peak_memory() - before) / Path(sys.argv[1], "model.safetensors").stat().s
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process its peak memory here")
 def test_loading_takes_little_more_memory_than_the_file(tmp_path):
-    export_checkpoint(GPTModel(GPTConfig(8000, 64, 512, 8, 6)), None, tmp_path)  # 92 MB
+    save_model(GPTModel(GPTConfig(8000, 64, 512, 8, 6)), None, tmp_path)  # 92 MB
     command = [sys.executable, "-c", PEAK, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0.8 < float(result.stdout) < 1.2  # and it was seen at all
 
 
-# --- GGUF ------------------------------------------------------------------------------------------------------------
+# --- what only a plain model of an architecture can be saved as -------------------------------------------------------
+
+
+class Adapted(torch.nn.Module):
+    """A layer with something beside it, as an adapter has it: it is called, and has no `weight`."""
+
+    def __init__(self, layer, rank=0):
+        super().__init__()
+        self.inner = layer
+        self.down = torch.nn.Linear(layer.in_features, rank, bias=False) if rank else None
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def grouped(model):
+    """The model with half as many key/value heads as heads, as far as its parameters go."""
+    for block in model.blocks:
+        block.attention.qkv = torch.nn.Linear(48, 48 + 2 * 24)
+    return model
+
+
+def replaced(model, name, change):
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, change(model.get_submodule(name)))
+    return model
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_gguf_reads_back_equal(tmp_path, bpe, tied, capsys):
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
-    model = make(replace(CONFIG, tie_weights=tied))
-    export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path / "my_gpt")
-    assert weights.main([str(tmp_path / "my_gpt"), "--gguf", str(tmp_path / "my.gguf")]) == 0
-    assert "parameters" in capsys.readouterr().out
-    reader = gguf.GGUFReader(tmp_path / "my.gguf")
-    found = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
-    assert torch.equal(found["token_embd.weight"], model.token_embedding.weight)
-    assert torch.equal(found["blk.1.attn_qkv.weight"], model.blocks[1].attention.qkv.weight)
-    assert torch.equal(found["blk.0.ffn_down.bias"], model.blocks[0].feed_forward.contract.bias)
-    assert len(found) == len(list(model.parameters())) and ("output.weight" in found) != tied
-    ours = sorted((tuple(p.shape), p.sum().item()) for p in model.parameters())
-    assert ours == sorted((tuple(t.shape), t.sum().item()) for t in found.values())
-    assert reader.fields["gpt2.block_count"].contents() == 2
-    names = reader.fields["tokenizer.ggml.tokens"].contents()
-    assert len(names) == 600 and names[-1] == "<|endoftext|>"
-    assert len(reader.fields["tokenizer.ggml.merges"].contents()) == len(bpe.merges)
-    assert not list(tmp_path.glob("*.partial"))
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda m: replaced(m, "head", Adapted), "has unknown head.inner.weight"),
+    (lambda m: replaced(m, "head", lambda head: Adapted(head, 4)), "has unknown head.down.weight, head.inner.weight"),
+    (lambda m: replaced(m, "blocks.1.attention.qkv", Adapted), "lacks blocks.1.attention.qkv.bias.*qkv.inner.bias"),
+    (lambda m: replaced(m, "blocks.0.norm2", lambda norm: torch.nn.Identity()), "it lacks blocks.0.norm2.bias"),
+    (grouped, r"blocks.0.attention.qkv.bias is \[96\] float32; the model has \[144\] for it|"
+              r"blocks.0.attention.qkv.weight is \[96, 48\] float32; the model has \[144, 48\] for it"),
+])  # fmt: skip
+def test_a_model_that_has_other_tensors_is_not_saved(folder, bpe, tied, change, message):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    model = change(make(replace(CONFIG, tie_weights=tied)))
+    with pytest.raises(ValueError, match=f"the model to be saved.*{message}"):
+        save_model(model, bpe.to_tiktoken("x"), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_gguf_leaves_links_and_older_files(tmp_path, folder, capsys, monkeypatch):
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
-    from shared import gguf_export
+def test_a_head_that_is_no_longer_tied_is_not_saved(tmp_path):
+    model = make()
+    model.head = torch.nn.Linear(48, 600, bias=False)
+    with pytest.raises(ValueError, match="the model to be saved: head.weight is not equal to token_embedding.weight"):
+        save_model(model, None, tmp_path / "new")
+    model.head.weight.data.copy_(model.token_embedding.weight)
+    save_model(model, None, tmp_path / "new")
+    assert_close(load_model(tmp_path / "new")[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
 
-    (tmp_path / "mine").write_text("years of work", encoding="utf-8")
-    for name in ("my.gguf", "my.gguf.partial"):
-        os.symlink(tmp_path / "mine", tmp_path / name)
-    before = sorted(os.listdir(tmp_path))
-    assert weights.main([str(folder), "--gguf", str(tmp_path / "my.gguf")]) == 0
-    assert (tmp_path / "mine").read_text(encoding="utf-8") == "years of work"
-    assert not (tmp_path / "my.gguf").is_symlink() and sorted(os.listdir(tmp_path)) == before
-    whole = (tmp_path / "my.gguf").read_bytes()
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(gguf_export.gguf.GGUFWriter, "write_tensors_to_file", full)
-    assert weights.main([str(folder), "--gguf", str(tmp_path / "my.gguf")]) == 1
-    assert "my.gguf could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
-    assert (tmp_path / "my.gguf").read_bytes() == whole and sorted(os.listdir(tmp_path)) == before
-    assert weights.main([str(folder), "--gguf", str(tmp_path / "no/such/folder/my.gguf")]) == 1
-    assert "my.gguf could not be written" in capsys.readouterr().out
+def test_what_is_no_known_model_is_not_saved(tmp_path, bpe):
+    model = make()
+    with pytest.raises(ValueError, match="the model to be saved.*lacks .* and has unknown gpt.blocks.0"):
+        save_model(SpamClassifier(model, bpe.to_tiktoken("x")), None, tmp_path / "new")
+    model.config = object()
+    with pytest.raises(ValueError, match="there are no checkpoints for a object, only for gpt2"):
+        save_model(model, None, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_command_line_says_what_is_wrong(tmp_path, capsys):
-    assert weights.main([str(tmp_path / "nowhere")]) == 1
+    assert checkpoints.main([str(tmp_path / "nowhere")]) == 1
     assert "config.json does not exist" in capsys.readouterr().out
 
 
 def test_load_weights_alone(folder):
-    model = load_weights(CONFIG, [folder / "model.safetensors"])
-    assert set(published_tensors(model)) == set(load_file(folder / "model.safetensors"))
+    model = load_weights(empty_model(CONFIG), [folder / "model.safetensors"], from_published)
+    assert set(to_published(model)) == set(load_file(folder / "model.safetensors"))

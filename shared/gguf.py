@@ -1,37 +1,32 @@
-"""A checkpoint folder as one GGUF file, the format of llama.cpp and Ollama. Called by `python -m shared.weights`."""
+"""GGUF, the file format of llama.cpp and Ollama: one file with settings, tokenizer and weights.
 
-import os
-import tempfile
-from pathlib import Path
+The keys and the names of the tensors are those of the package `gguf`, which llama.cpp keeps. `save_gguf` in
+shared/checkpoints.py writes a model with it.
+"""
 
 import gguf
 
-from shared.tokenizer import END_OF_TEXT, from_tiktoken, valid_unicode
+from shared.files import write_atomically
+from shared.gpt import is_transposed
+from shared.tokenizer import END_OF_TEXT, valid_unicode
 from shared.tokenizer_files import byte_to_char
-from shared.weights import load_checkpoint_dir, published_name
 
 
-def export_gguf(folder, file):
-    """Write the checkpoint in `folder` as the GGUF file `file`: weights in float32, tokenizer, settings.
+def write_gguf(file, name, config, tensors, bpe):
+    """Write a GPT-2 as the GGUF file `file`, in float32 and atomically. Raises OSError where it cannot be written.
 
-    Layout of the names and keys: the package `gguf`, which llama.cpp keeps. Raises ValueError where there is no
-    tokenizer.
+    `name` is the model's, `config` its GPTConfig, `tensors` its weights as `gpt.to_published` gives them, `bpe` its
+    BPETokenizer.
     """
-    model, tokenizer = load_checkpoint_dir(folder)
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer, and a GGUF file holds one")
-    bpe = from_tiktoken(tokenizer)
     try:
-        with tempfile.TemporaryDirectory(prefix=".partial-gguf-", dir=Path(file).parent) as aside:
-            _write(Path(aside, "gguf"), model, tokenizer.name, bpe)
-            os.replace(Path(aside, "gguf"), file)
+        with write_atomically(file) as part:
+            _write(part, name, config, tensors, bpe)
     except OSError as error:
         raise OSError(f"{file} could not be written ({error}); an older file there is untouched") from None
 
 
-def _write(file, model, name, bpe):
-    """Write the new file `file`."""
-    config, char = model.config, byte_to_char()
+def _write(file, name, config, tensors, bpe):
+    char = byte_to_char()
     names = ["".join(char[b] for b in token) for token in bpe.tokens]
     kinds = [gguf.TokenType.NORMAL] * len(names) + [gguf.TokenType.CONTROL] * len(bpe.special_tokens)
     writer = gguf.GGUFWriter(file, "gpt2")
@@ -52,9 +47,10 @@ def _write(file, model, name, bpe):
         writer.add_bos_token_id(bpe.eot_token)
         writer.add_eos_token_id(bpe.eot_token)
     theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layers)
-    for name, parameter in model.named_parameters():  # GGUF's matrices are [out, in], like ours
-        name = theirs.get_name(published_name(name), try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(name, parameter.detach().contiguous().numpy())
+    for published, tensor in tensors.items():
+        tensor = tensor.T if is_transposed(published) else tensor  # GGUF's matrices are [out, in], like ours
+        name = theirs.get_name(published, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(name, tensor.float().contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
