@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import BatchSampler
 
-from shared.judge import Judge, Judgement, find_judge  # noqa: F401 (a judge evaluates too)
 from shared.metrics import bootstrap, wilson
 from shared.text import as_list, valid_unicode
 

@@ -21,13 +21,19 @@ def write_atomically(path):
 
     `part` is NAME.part beside it. It takes the place of `path` (of a link too, which is not followed) at the end of the
     block, once it is on the disk, and is removed where the block raises. One process at a time may write a file.
+    Raises OSError, naming `path`, where it cannot be written.
     """
     part = Path(f"{path}.part")
-    part.unlink(missing_ok=True)  # a link in its place would be followed
     try:
+        part.unlink(missing_ok=True)  # a link in its place would be followed
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, part, str(part)):
+            raise  # of something else
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -287,8 +287,9 @@ def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=32, tem
 
 
 def save_responses(path, entries, responses):
-    """Write the entries with their `model_response` as a JSON list, aside first and then renamed."""
+    """Write the entries with their `model_response` as a JSON list, atomically."""
     if len(entries) != len(responses):
         raise ValueError(f"there are {len(entries)} entries and {len(responses)} responses")
     rows = [entry | {"model_response": response} for entry, response in zip(entries, responses, strict=True)]
-    write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    with write_atomically(path) as part:
+        part.write_text(valid_unicode(json.dumps(rows, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")

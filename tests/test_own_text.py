@@ -12,7 +12,7 @@ from tests import bites
 from tools import notebooks
 
 LESSON = notebooks.ROOT / "03_gpt" / "02_pretraining_the_verdict.ipynb"
-STORY = (notebooks.ROOT / "shared" / "samples" / "the-lamp-room.txt").read_text(encoding="utf-8")
+STORY = (notebooks.ROOT / "shared" / "data" / "samples" / "the-lamp-room.txt").read_text(encoding="utf-8")
 RUN = """
 import sys
 from tests import bites
