@@ -7,14 +7,15 @@ Shapes: B entries, T tokens, n tokens of one entry.
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared.classification import LengthBuckets
-from shared.data.formats import open_text, parse_json
+from shared.files import write_atomically
 from shared.generation import generate
-from shared.text import END_OF_TEXT, as_list, valid_unicode, write_text
+from shared.text import END_OF_TEXT, as_list, valid_unicode
 from shared.training import IGNORE, hidden_loss
 
 
@@ -63,47 +64,6 @@ ALPACA_CHAT_TEMPLATE = (
 )
 
 
-def read_entries(path):
-    """The rows of a JSON file (a list) or of a JSON lines file, plain or packed (.gz, .zst), before any check.
-
-    Raises ValueError, naming file, line and column, for what is no JSON, and for one object over several lines. An
-    object in one line is JSON lines with one row. Lines are read one by one: nothing is held beside the rows.
-    """
-    try:
-        with open_text(path) as file:
-            rows = _rows(file)
-    except ValueError as error:
-        where = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path}: {where}{getattr(error, 'msg', error)}") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds one JSON {type(rows).__name__}, not a list of entries")
-    return rows
-
-
-def _rows(file):
-    blank = 0
-    while (first := file.readline()) and not first.strip():
-        blank += 1
-    if not first:
-        raise ValueError("the file is empty")
-    if first.lstrip().startswith("{"):
-        try:
-            rows = [parse_json(first)]
-        except ValueError:
-            pass  # an object that goes on: no JSON lines
-        else:
-            return rows + [_row(line, number) for number, line in enumerate(file, blank + 2) if line.strip()]
-    return parse_json("\n" * blank + first + file.read())
-
-
-def _row(line, number):
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        column, problem = getattr(error, "colno", 1), getattr(error, "msg", error)
-        raise ValueError(f"line {number}, column {column}: {problem}") from None
-
-
 def check_entries(rows):
     """Keep the usable rows: (entries, problems), a problem being (row counted from 0, what is wrong with it).
 
@@ -114,15 +74,14 @@ def check_entries(rows):
     for i, row in enumerate(rows):
         try:
             entry = _checked(row)
+            key = tuple(" ".join(entry[field].split()).casefold() for field in ("instruction", "input"))
+            if key in seen:
+                raise ValueError(f"same instruction and input as row {seen[key]}")
         except ValueError as error:
             problems.append((i, str(error)))
-            continue
-        key = tuple(" ".join(entry[field].split()).casefold() for field in ("instruction", "input"))
-        if key in seen:
-            problems.append((i, f"same instruction and input as row {seen[key]}"))
-            continue
-        seen[key] = i
-        entries.append(entry)
+        else:
+            seen[key] = i
+            entries.append(entry)
     return entries, problems
 
 
@@ -181,10 +140,10 @@ def encode_entry(entry, tokenizer, template=ALPACA):
 
 
 class InstructionData(Dataset):
-    """Entries as (ids [n], is_answer [n]). Longer ones than `max_tokens` lose the end of their answer, and with it the
-    <|endoftext|>; where that would leave less than `min_answer` tokens of it, the whole entry is left out.
+    """Entries as (ids [n], is_answer [n]), each of at most `max_tokens`.
 
-    `cut` and `left_out` hold the places of those entries: nothing happens silently.
+    Longer ones lose the end of their answer, and with it the <|endoftext|>; where that would leave less than
+    `min_answer` tokens of it, the whole entry is left out. `cut` and `left_out` hold the places of those entries.
     """
 
     def __init__(self, entries, tokenizer, max_tokens, template=ALPACA, min_answer=8):
@@ -207,9 +166,6 @@ class InstructionData(Dataset):
 
     def __getitem__(self, i):
         return self.items[i]
-
-    def lengths(self):
-        return [len(ids) for ids, _ in self.items]
 
 
 def pack(data, max_tokens):
@@ -249,10 +205,7 @@ def collate_instructions(batch, mask_prompt=True):
 def instruction_loader(data, batch_size, *, mask_prompt=True, seed=0):
     """Shuffled batches of `data`, an InstructionData or what `pack` made of one, each of rows of like length."""
     buckets = LengthBuckets([len(ids) for ids, _ in data], batch_size, torch.Generator().manual_seed(seed))
-
-    def collate(batch):
-        return collate_instructions(batch, mask_prompt)
-
+    collate = partial(collate_instructions, mask_prompt=mask_prompt)
     return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=buckets.generator)
 
 

@@ -38,9 +38,6 @@ NOT_TAUGHT = {
     "shared/judge.py:find_judge": "looks for a server: operation; lesson 5.2 uses it",
     "shared/text.py:as_list": "words the error for a text where a list belongs",
     "shared/text.py:write_text": "a file that is whole at every moment: operation; lessons 5.1 and 5.2 use it",
-    "shared/instructions.py:read_entries": "files of several forms and their errors; lesson 5.1 takes parsed rows",
-    "shared/classification.py:read_messages": "a file's encoding and CSV; lesson 4.1 builds parse_messages",
-    "shared/classification.py:main": "a command line",
 }
 
 

@@ -51,7 +51,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory, model, tokenizer):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder = tmp_path_factory.mktemp("models") / "my_gpt"
     export_checkpoint(model, tokenizer, folder)
     return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
@@ -426,7 +427,8 @@ def test_pairwise_of_unequal_lists():
 @settings(max_examples=40, deadline=None)
 @pytest.mark.filterwarnings("ignore")
 def test_kappa_equals_sklearn(ratings):
-    oracle = pytest.importorskip("sklearn.metrics")
+    from sklearn import metrics as oracle
+
     first, second = map(list, zip(*ratings, strict=True))
     ours = cohen_kappa(first, second)
     if set(first) == set(second) and len(set(first)) == 1:
@@ -514,7 +516,6 @@ def test_results_can_be_written_as_json(model, tokenizer):
     numbers = [shown.per_token, shown.per_token_interval, shown.bits_per_byte, shown.bits_per_byte_interval]
     numbers += [choices.share, choices.interval, choices.chance, choices.cut, preference.win_rate, preference.interval]
     assert json.loads(json.dumps(numbers))
-    assert evaluation.Judge and evaluation.find_judge  # a judge evaluates too
 
 
 # --- what must not pass ----------------------------------------------------------------------------------------------

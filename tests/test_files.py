@@ -39,6 +39,26 @@ def test_old_file_stays_where_writing_fails(tmp_path, error):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("name", ["no/a.txt", "file/a.txt", "folder"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=rf"^\[Errno \d+\] .*: '{tmp_path / name}'$"):
+        with write_atomically(tmp_path / name) as part:
+            part.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and os.listdir(tmp_path / "folder") == []
+
+
+def test_a_full_disk_is_named_and_errors_of_other_files_stay_as_they_are(tmp_path):
+    with pytest.raises(OSError, match=rf"^\[Errno 28\] No space left on device: '{tmp_path / 'a.txt'}'$"):
+        with write_atomically(tmp_path / "a.txt") as part:
+            part.write_text("half")
+            raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError, match="another.txt'$"), write_atomically(tmp_path / "a.txt"):
+        (tmp_path / "another.txt").read_text()
+    assert os.listdir(tmp_path) == []
+
+
 def test_nothing_written_is_an_error_and_no_empty_file(tmp_path):
     with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "a.txt"):
         pass

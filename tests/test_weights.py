@@ -81,7 +81,8 @@ def rewrite(folder, change):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_transformers_loads_what_we_export(tmp_path, bpe, tied, qkv_bias):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = make(replace(CONFIG, tie_weights=tied, qkv_bias=qkv_bias))
     export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -96,7 +97,8 @@ def test_transformers_loads_what_we_export(tmp_path, bpe, tied, qkv_bias):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_we_load_what_transformers_saves(tmp_path, tied):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.GPT2Config(
         vocab_size=300, n_positions=24, n_embd=32, n_head=2, n_layer=3, tie_word_embeddings=tied,
         bos_token_id=0, eos_token_id=0, initializer_range=0.3,
@@ -114,7 +116,8 @@ def test_we_load_what_transformers_saves(tmp_path, tied):
 
 
 def test_published_names_are_those_of_transformers():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = GPT2_CONFIGS["gpt2"]
     with torch.device("meta"):
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
@@ -128,7 +131,8 @@ def test_published_names_are_those_of_transformers():
 
 
 def test_auto_tokenizer_equals_ours(folder):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     _, ours = load_checkpoint_dir(folder)
     for text in (TEXT, STORY[:3000], "", " ", "\t \n x", "don't DON'T 1234567"):
@@ -140,7 +144,8 @@ def test_auto_tokenizer_equals_ours(folder):
 
 
 def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     _, ours = load_checkpoint_dir(folder)
     transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
@@ -151,8 +156,8 @@ def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
 
 
 def test_pipeline_plain_and_chat(tmp_path, bpe):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
+    import transformers
+
     export_checkpoint(make(), bpe.to_tiktoken("x"), tmp_path, chat_template=CHAT)
     pipe = transformers.pipeline("text-generation", model=str(tmp_path))
     settings = {"max_new_tokens": 5, "do_sample": False}
@@ -167,7 +172,8 @@ def test_pipeline_plain_and_chat(tmp_path, bpe):
 
 
 def test_special_tokens_of_a_chat_are_special_in_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     bpe = BPETokenizer().train(STORY, 600, special_tokens=("<|endoftext|>", "<|user|>", "<|bot|>"))
     export_checkpoint(make(), bpe.to_tiktoken("chat"), tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -307,7 +313,8 @@ def test_padded_vocabulary(folder, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_token_without_a_text_is_never_chosen(tmp_path, bpe, tied):
     """Vocabularies are often rounded up to a multiple of 64; here the added ids would win every choice."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = make(replace(CONFIG, vocab_size=640, tie_weights=tied))
     with torch.no_grad():
         model.head.weight[600:] = 50 * model.hidden(TOKENS)[0, -1]
@@ -747,7 +754,8 @@ def test_loading_takes_little_more_memory_than_the_file(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_gguf_reads_back_equal(tmp_path, bpe, tied, capsys):
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    import gguf
+
     model = make(replace(CONFIG, tie_weights=tied))
     export_checkpoint(model, bpe.to_tiktoken("x"), tmp_path / "my_gpt")
     assert weights.main([str(tmp_path / "my_gpt"), "--gguf", str(tmp_path / "my.gguf")]) == 0
@@ -768,7 +776,6 @@ def test_gguf_reads_back_equal(tmp_path, bpe, tied, capsys):
 
 
 def test_gguf_leaves_links_and_older_files(tmp_path, folder, capsys, monkeypatch):
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
     from shared import gguf_export
 
     (tmp_path / "mine").write_text("years of work", encoding="utf-8")
