@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from shared import evaluation
 from shared.data import readers
 from shared.evaluation import (
     cohen_kappa,
