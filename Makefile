@@ -3,11 +3,12 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help run lab test test-all save clean
+.PHONY: help run lab quick test test-all save clean
 
 help:
 	@echo "make run       run every lesson, write the results to build/ (LLM_SCALE=full for the long version)"
 	@echo "make lab       open JupyterLab on the whole course, at the first lesson"
+	@echo "make quick     after each edit, in a minute: style, saved notebooks, parity, the fast tests"
 	@echo "make test      prove all of it"
 	@echo "make test-all  the same, then in the other number format, without network and data, and with Colab's versions"
 	@echo "make save      run every lesson and save its outputs in place (for maintainers; needs the real data)"
@@ -18,6 +19,9 @@ run:
 
 lab:
 	@$(PYTHON) -m tools.lab $(ARGS)
+
+quick:
+	@$(PYTHON) -m tools.test --quick $(ARGS)
 
 test:
 	@$(PYTHON) -m tools.test $(ARGS)

@@ -3,13 +3,11 @@
 What cannot be read does not stop a run: it comes out of the stream as `Bad`, with the reason, and is counted.
 """
 
-import gzip
 import hashlib
 import json
 import os
 import re
 import threading
-import zlib
 from concurrent.futures import Future
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -20,6 +18,7 @@ from urllib.parse import quote
 from corpus_rules import valid_unicode
 
 from shared import data
+from shared.data.formats import unpacked
 from shared.data.network import Failed, ask_json
 from shared.data.places import ROOT, data_dir, is_offline
 from shared.data.registry import SLIMPAJAMA, Dataset
@@ -236,7 +235,7 @@ def _short(error):
 # --- fetching --------------------------------------------------------------------------------------------------------
 
 
-def fetch(file, progress=False):
+def fetch_input(file, progress=False):
     """The local path of an input file, downloaded into the cache first if need be (see `shared.data`)."""
     if not file.urls:
         return Path(file.path)
@@ -250,10 +249,10 @@ def local_files(files, first=0, keep=True):
 
     With `keep` False, a file that was downloaded is deleted when the next one is asked for.
     """
-    coming = _in_background(fetch, files[first], True) if first < len(files) else None
+    coming = _in_background(fetch_input, files[first], True) if first < len(files) else None
     for number in range(first, len(files)):
         path = coming.result()
-        coming = _in_background(fetch, files[number + 1]) if number + 1 < len(files) else None
+        coming = _in_background(fetch_input, files[number + 1]) if number + 1 < len(files) else None
         yield number, files[number], path
         if files[number].urls and not keep and path.is_relative_to(data_dir()):
             path.unlink(missing_ok=True)
@@ -283,43 +282,11 @@ def read_records(path, start=0):
         if path.name.endswith(".parquet"):
             yield from _parquet_rows(path, start)
         elif path.name.endswith(".txt"):
-            yield from islice(_text_documents(_lines(_utf8(_blocks(path)))), start, None)
+            yield from islice(_text_documents(_lines(_utf8(unpacked(path)))), start, None)
         else:
-            yield from islice((line for line in _lines(_utf8(_blocks(path))) if line != b""), start, None)
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+            yield from islice((line for line in _lines(_utf8(unpacked(path))) if line != b""), start, None)
+    except (OSError, ValueError, OverflowError) as error:
         yield Bad(UNREADABLE, _short(error))
-
-
-def _blocks(path):
-    """The unpacked bytes of a file, in blocks. Raises ValueError, EOFError or zlib.error where it is damaged or cut."""
-    with open(path, "rb") as file:
-        if path.name.endswith(".zst"):
-            yield from _unpack_zst(file)
-            return
-        unpacked = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
-        while block := unpacked.read1(2**16):
-            yield block
-
-
-def _unpack_zst(file):
-    """Frame by frame: the library's stream reader takes a file that was cut off for one that ends there.
-
-    In small bites, because one of them may unpack to a thousand times its size.
-    """
-    import zstandard
-
-    unpacker = zstandard.ZstdDecompressor(max_window_size=2**27)
-    frame = None
-    while packed := file.read(2**11):
-        while packed:
-            frame = frame or unpacker.decompressobj()
-            try:
-                yield frame.decompress(packed)
-            except zstandard.ZstdError as error:
-                raise ValueError(f"not valid Zstandard data: {error}") from None
-            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise ValueError("the file ends in the middle of its Zstandard data")
 
 
 def _utf8(blocks):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from corpus_input import CorpusError
 
-from shared.files import sha256_of
+from shared.files import sha256_of, write_atomically
 
 SPLITS = ("train", "validation")
 COUNTED = ("tokens", "documents", "text_bytes")
@@ -116,13 +116,9 @@ def summary(shards):
 
 
 def write_json(path, value):
-    """Write aside, then rename, so that there is always a whole file."""
-    part = path.with_name(f"{path.name}.part")
-    with naming(part), open(part, "w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Write a JSON file atomically."""
+    with write_atomically(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 # --- a finished corpus ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import hashlib
 import html
 import re
 import unicodedata
+from functools import cache
 
 import numpy as np
 
@@ -184,8 +185,6 @@ LONGEST_COMPARED = 2**20  # bytes; of a longer text, its beginning
 CELL_STARTS = np.arange(BANDS * ROWS, dtype=np.uint64) * np.uint64(2**64 // (BANDS * ROWS))
 WEIGHTS = np.random.default_rng(0).integers(0, 2**63, (BANDS, ROWS + 1), np.uint64) * np.uint64(2) + np.uint64(1)
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
-POWERS = np.cumprod(np.full(LONGEST_COMPARED, BASE, np.uint64))
-INVERSE_POWERS = np.cumprod(np.full(LONGEST_COMPARED, pow(BASE, -1, 2**64), np.uint64))
 GENERAL_PUNCTUATION = re.compile(rb"\xe2\x80[\x90-\xbf]")  # dashes, curly quotes, dots, in UTF-8
 NO_PUNCTUATION = bytes(c if c >= 128 or chr(c).isalnum() else 32 for c in range(256))
 
@@ -213,20 +212,26 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
+@cache
+def powers():
+    """(BASE^1, BASE^2, ..., the inverses of these), [LONGEST_COMPARED] uint64 each: modulo 2**64, as all sums here."""
+    return [np.cumprod(np.full(LONGEST_COMPARED, base, np.uint64)) for base in (BASE, pow(BASE, -1, 2**64))]
+
+
 def word_hashes(text):
     """One 64-bit hash for each word, [words] uint64: its bytes as the digits of a number, modulo 2**64.
 
     For all words at once (cf. Karp & Rabin 1987): each byte of the text times its power of the base, summed up from the
     beginning; a word's number is the difference between its end and its start, divided by the power at its start.
     """
-    characters = np.frombuffer(only_words(text), np.uint8)
+    characters, (forward, inverse) = np.frombuffer(only_words(text), np.uint8), powers()
     sums = np.zeros(len(characters) + 1, np.uint64)
-    np.cumsum(characters * POWERS[: len(characters)], out=sums[1:])
+    np.cumsum(characters * forward[: len(characters)], out=sums[1:])
     in_word = np.zeros(len(characters) + 2, bool)
     in_word[1:-1] = characters != ord(" ")
     edges = np.flatnonzero(in_word[1:] != in_word[:-1])
     starts, ends = edges[::2], edges[1::2]
-    return (sums[ends] - sums[starts]) * INVERSE_POWERS[starts]
+    return (sums[ends] - sums[starts]) * inverse[starts]
 
 
 def shingle_hashes(text):

@@ -42,7 +42,7 @@ from corpus_input import (  # noqa: E402
     CorpusError,
     InputFile,
     check_unchanged,
-    fetch,
+    fetch_input,
     find_files,
     fingerprint,
     local_files,
@@ -537,7 +537,7 @@ def tokenizer_text(files, settings):
     texts = []
     for file in files:
         left = TOKENIZER_TEXT // len(files)
-        for record in read_records(fetch(file)):
+        for record in read_records(fetch_input(file)):
             with contextlib.suppress(ValueError):
                 text = clean(text_of_record(record, settings.keep_meta)[0])[0]
                 if why_dropped(text) is None and not in_validation(document_hash(text), settings.validation):
@@ -572,7 +572,7 @@ def prepare(folder, settings, workers=1, keep=True, progress=True, plot=False, r
         if restart:
             for file in plan.files if keep else plan.files[:1]:
                 if file.urls and file.size is None:  # in no list of a server's: is it to be had at all?
-                    fetch(file, progress)
+                    fetch_input(file, progress)
             remove_files(folder, own)
         return run_to_the_end(folder, settings, plan, workers, keep, progress, plot)
     except sqlite3.Error as error:

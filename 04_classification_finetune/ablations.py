@@ -11,7 +11,6 @@ so that their differences are paired. Settings follow LLM_SCALE. Lesson 4.2 draw
 import argparse
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -36,6 +35,7 @@ from shared.classification import (  # noqa: E402
     split,
     train_classifier,
 )
+from shared.files import write_atomically  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
 from shared.tokenizer import END_OF_TEXT  # noqa: E402
@@ -171,12 +171,11 @@ def conditions(messages, file):
 
 
 def write(table, out):
-    """Write aside and rename, one run a line: at every moment the file is whole."""
+    """Write the table, one run a line; at every moment the file is whole."""
     lines = json.dumps(table | {"runs": []}, indent=2).removesuffix("[]\n}")
     runs = ",\n".join("    " + json.dumps(run) for run in table["runs"])
-    aside = out.with_name(out.name + ".part")
-    aside.write_text(f"{lines}[\n{runs}\n  ]\n}}\n", encoding="utf-8")
-    os.replace(aside, out)
+    with write_atomically(out) as part:
+        part.write_text(f"{lines}[\n{runs}\n  ]\n}}\n", encoding="utf-8")
 
 
 def main(argv=None):

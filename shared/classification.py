@@ -3,17 +3,12 @@
     classifier = SpamClassifier(gpt, tokenizer)                        # gpt, tokenizer = load_base()
     train_classifier(classifier, train_messages, validation_messages)
     labels, probabilities = classifier.predict(["WIN a prize now", "see you at 8"])
-    classifier.save("spam_model")                                  # AutoModelForSequenceClassification loads it
-    python -m shared.classification spam_model < messages.txt      # one a line; or a CSV file with a line of headings
+    classifier.save("spam_model")                              # AutoModelForSequenceClassification loads it
 
-A message is a pair (label, text). Shapes: B messages, T tokens, D width, L labels, N messages in all.
+04_classification_finetune/classify.py reads messages from files and is the command line. A message is a pair
+(label, text). Shapes: B messages, T tokens, D width, L labels, N messages in all.
 """
 
-import argparse
-import csv
-import io
-import re
-import sys
 from pathlib import Path
 
 import torch
@@ -27,8 +22,6 @@ from shared.checkpoints import find_tensors, load_model, open_folder, save_model
 from shared.tokenizer import END_OF_TEXT, with_end_of_text
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
-_LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
-_TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
 
 
 def parse_messages(text, labels=LABELS):
@@ -51,43 +44,6 @@ def parse_messages(text, labels=LABELS):
     if not messages:
         raise ValueError("there is no message: the text is empty")
     return messages
-
-
-def read_messages(path, labels=LABELS):
-    """The messages of a file: tab-separated, or .csv (label, text, perhaps a line of headings), UTF-8 or Windows-1252.
-
-    Raises FileNotFoundError, or ValueError naming the file and the line.
-    """
-    raw = Path(path).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        text = raw.decode("cp1252", errors="replace")
-        print(f"{path}: line {raw[: error.start].count(10) + 1} is not UTF-8; the file is read as Windows-1252")
-    try:
-        if Path(path).suffix.lower() == ".csv":
-            text = _tab_separated(text, labels)
-        return parse_messages(text, labels)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _tab_separated(text, labels):
-    """The rows of a CSV text as lines `label<TAB>text`, each at the number of the line where it ends in the file.
-
-    A comma that stands unquoted in a message belongs to it. Raises ValueError for a quote that is not closed.
-    """
-    reader, lines = csv.reader(io.StringIO(text, newline=""), strict=True), []
-    try:
-        for number, row in enumerate(filter(None, reader)):
-            while len(row) > 2 and not row[-1]:
-                row.pop()
-            heading = number == 0 and len(row) > 1 and row[0] not in labels
-            lines += [""] * (reader.line_num - 1 - len(lines))
-            lines.append("" if heading else "\t".join([row[0], " ".join(",".join(row[1:]).split())][: len(row)]))
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from None
-    return "\n".join(lines)
 
 
 def deduplicate(messages):
@@ -157,20 +113,9 @@ def collate(batch):
 
 
 def last_hidden(gpt, tokens, lengths):
-    """`gpt.hidden(tokens)` at each row's last real token, and only there: tokens [B, T], lengths [B] -> [B, D].
-
-    In the last block the other tokens are still looked at, by their keys and values, but nobody reads what it makes of
-    them: they need no projection and no feed-forward, and the causal mask shrinks to one row.
-    """
-    x = gpt.embed(tokens)  # [B, T, D]
-    for block in gpt.blocks[:-1]:
-        x = block(x)
-    block, (B, T, _), last = gpt.blocks[-1], x.shape, lengths - 1
-    heads = block.attention.qkv(block.norm1(x)).view(B, T, 3, block.attention.n_heads, -1)
-    _, k, v = heads.permute(2, 0, 3, 1, 4)  # [B, H, T, K] each
-    mask = torch.arange(T, device=x.device) <= last[:, None, None, None]  # [B, 1, 1, T]
-    x = x[torch.arange(B, device=x.device), last][:, None]  # [B, 1, D]
-    return gpt.final_norm(block(x, cache=lambda *own: (k, v, mask)))[:, 0]
+    """`gpt.hidden(tokens)` at each row's last real token: tokens [B, T], lengths [B] -> [B, D]."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    return gpt.hidden(tokens)[rows, lengths - 1]
 
 
 class SpamClassifier(nn.Module):
@@ -310,77 +255,3 @@ def train_classifier(classifier, messages, val_messages=None, *, batch_size=16, 
 
     val_loader = loader_of(val_messages) if val_messages else None
     return training.train(classifier, loader_of(messages), val_loader, loss_fn=loss_fn, seed=seed, **settings)
-
-
-def _read_table(text):
-    """[(label or "", message), ...] of a CSV text whose first line names its columns; None for a text that is no table.
-
-    Raises ValueError, naming the line, for a row with other columns than the first or with a wrong quote.
-    """
-    first = text.partition("\n")[0][:1000]
-    for delimiter in ",;\t":
-        names = [name.lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
-        label, column = ([names.index(name) for name in usual if name in names]
-                         for usual in (_LABEL_COLUMNS, _TEXT_COLUMNS))  # fmt: skip
-        if column and names == [name.strip() for name in names]:
-            break
-        if label and len(names) > 1 and not re.search(r"\s", "".join(names)):
-            raise ValueError(f"line 1 names no column of texts ({', '.join(_TEXT_COLUMNS)}): {first[:60]!r}")
-    else:
-        return None
-    reader, messages = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []
-    try:
-        for row in filter(None, reader):
-            if len(row) != len(names):
-                raise ValueError(f"line {reader.line_num}: {len(row)} columns, where line 1 names {len(names)}; "
-                                 f"a text with {delimiter!r} in it must stand in quotes")
-            messages.append((row[label[0]] if label else "", " ".join(row[column[0]].split())))
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from None
-    return messages[1:]
-
-
-def _how_many_right(given, called, labels):
-    """One line: how many of the labels that were `given` are those that the messages are `called` by."""
-    given, called = ([label.strip().lower() for label in column] for column in (given, called))
-    counts = {label: (sum(g == c == label.lower() for g, c in zip(given, called, strict=True)),
-                      given.count(label.lower())) for label in labels}  # fmt: skip
-    right, n = map(sum, zip(*counts.values(), strict=True))
-    others = f"; {len(given) - n} rows have a label that the model does not know" if n < len(given) else ""
-    return f"right: {right} of {n} ({', '.join(f'{label} {k} of {m}' for label, (k, m) in counts.items())}){others}"
-
-
-def main(argv=None):
-    """`python -m shared.classification`: label the messages that come in: one a line, or one a row of a CSV text.
-
-    The first line of a CSV text must name its columns (such as label,text). Where it has labels, the last line, on
-    standard error, says how many were right.
-    """
-    parser = argparse.ArgumentParser(prog="python -m shared.classification", description=main.__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a folder that SpamClassifier.save wrote")
-    parser.add_argument("--threshold", type=float, default=0.5, help="call it by the last label from here on")
-    args = parser.parse_args(argv)
-    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        classifier = SpamClassifier.load(args.model)
-        text = sys.stdin.read()
-        table = _read_table(text)
-        lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
-        given, texts = zip(*table, strict=True) if table else ((), lines)
-        if table == [] or not text.strip():
-            raise ValueError("there is no message")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    called = []
-    for text, scores in zip(texts, classifier.predict(texts)[1][:, -1].tolist(), strict=True):
-        called.append(classifier.labels[-1 if scores >= args.threshold else 0])
-        print(f"{called[-1]}\t{scores:.4f}\t{text}")
-    if any(given):
-        print(_how_many_right(given, called, classifier.labels), file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

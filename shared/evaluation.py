@@ -170,9 +170,8 @@ def mmlu_items(records, dev=(), shots=0, tokenizer=None, max_tokens=None):
         room = max_tokens - 1 - max(len(tokenizer.encode_ordinary(f" {letter}")) for letter in "ABCD")
     for record in records:
         query, solved = _mmlu_question(record), [d for d in dev if d["subject"] == record["subject"]][:shots]
-        head = (
-            f"The following are multiple choice questions (with answers) about {record['subject'].replace('_', ' ')}."
-        )
+        subject = record["subject"].replace("_", " ")
+        head = f"The following are multiple choice questions (with answers) about {subject}."
         for n in range(len(solved), -1, -1):
             shown = "".join(f"{_mmlu_question(d)} {'ABCD'[d['gold']]}\n\n" for d in solved[:n])
             text = f"{head}\n\n{shown}{query}"

@@ -26,16 +26,22 @@ def write_atomically(path):
 
     `part` is NAME.part beside it. It takes the place of `path` (of a link too, which is not followed) at the end of the
     block, once it is on the disk, and is removed where the block raises. One process at a time may write a file.
+    Raises OSError, naming `path`, where it cannot be written.
     """
     part = Path(f"{path}.part")
-    part.unlink(missing_ok=True)  # a link in its place would be followed
     try:
+        part.unlink(missing_ok=True)  # a link in its place would be followed
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, part, str(part)):
+            raise  # of something else
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def read_utf8(file):
@@ -59,15 +65,6 @@ def read_json(file, values=object):
         if not isinstance(value, values):
             raise ValueError(f"{file} is damaged: {key!r} is {value!r:.50}, not of type {values.__name__}")
     return found
-
-
-def write_text(path, text):
-    """Write a UTF-8 file atomically. Raises OSError, naming the file."""
-    try:
-        with write_atomically(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

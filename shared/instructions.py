@@ -7,13 +7,13 @@ Shapes: B entries, T tokens, n tokens of one entry.
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared.batches import LengthBuckets, as_list
-from shared.data.formats import open_text, parse_json
-from shared.files import write_text
+from shared.files import write_atomically
 from shared.generation import generate
 from shared.tokenizer import END_OF_TEXT, valid_unicode
 from shared.training import IGNORE, hidden_loss
@@ -64,47 +64,6 @@ ALPACA_CHAT_TEMPLATE = (
 )
 
 
-def read_entries(path):
-    """The rows of a JSON file (a list) or of a JSON lines file, plain or packed (.gz, .zst), before any check.
-
-    Raises ValueError, naming file, line and column, for what is no JSON, and for one object over several lines. An
-    object in one line is JSON lines with one row. Lines are read one by one: nothing is held beside the rows.
-    """
-    try:
-        with open_text(path) as file:
-            rows = _rows(file)
-    except ValueError as error:
-        where = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path}: {where}{getattr(error, 'msg', error)}") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds one JSON {type(rows).__name__}, not a list of entries")
-    return rows
-
-
-def _rows(file):
-    blank = 0
-    while (first := file.readline()) and not first.strip():
-        blank += 1
-    if not first:
-        raise ValueError("the file is empty")
-    if first.lstrip().startswith("{"):
-        try:
-            rows = [parse_json(first)]
-        except ValueError:
-            pass  # an object that goes on: no JSON lines
-        else:
-            return rows + [_row(line, number) for number, line in enumerate(file, blank + 2) if line.strip()]
-    return parse_json("\n" * blank + first + file.read())
-
-
-def _row(line, number):
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        column, problem = getattr(error, "colno", 1), getattr(error, "msg", error)
-        raise ValueError(f"line {number}, column {column}: {problem}") from None
-
-
 def check_entries(rows):
     """Keep the usable rows: (entries, problems), a problem being (row counted from 0, what is wrong with it).
 
@@ -115,15 +74,14 @@ def check_entries(rows):
     for i, row in enumerate(rows):
         try:
             entry = _checked(row)
+            key = tuple(" ".join(entry[field].split()).casefold() for field in ("instruction", "input"))
+            if key in seen:
+                raise ValueError(f"same instruction and input as row {seen[key]}")
         except ValueError as error:
             problems.append((i, str(error)))
-            continue
-        key = tuple(" ".join(entry[field].split()).casefold() for field in ("instruction", "input"))
-        if key in seen:
-            problems.append((i, f"same instruction and input as row {seen[key]}"))
-            continue
-        seen[key] = i
-        entries.append(entry)
+        else:
+            seen[key] = i
+            entries.append(entry)
     return entries, problems
 
 
@@ -172,10 +130,10 @@ def encode_entry(entry, tokenizer, template=ALPACA):
 
 
 class InstructionData(Dataset):
-    """Entries as (ids [n], is_answer [n]). Longer ones than `max_tokens` lose the end of their answer, and with it the
-    <|endoftext|>; where that would leave less than `min_answer` tokens of it, the whole entry is left out.
+    """Entries as (ids [n], is_answer [n]), each of at most `max_tokens`.
 
-    `cut` and `left_out` hold the places of those entries: nothing happens silently.
+    Longer ones lose the end of their answer, and with it the <|endoftext|>; where that would leave less than
+    `min_answer` tokens of it, the whole entry is left out. `cut` and `left_out` hold the places of those entries.
     """
 
     def __init__(self, entries, tokenizer, max_tokens, template=ALPACA, min_answer=8):
@@ -199,9 +157,6 @@ class InstructionData(Dataset):
     def __getitem__(self, i):
         return self.items[i]
 
-    def lengths(self):
-        return [len(ids) for ids, _ in self.items]
-
 
 def collate_instructions(batch, mask_prompt=True):
     """[(ids, is_answer), ...] -> inputs [B, T], targets [B, T], one token later, each row as long as the longest.
@@ -220,10 +175,7 @@ def collate_instructions(batch, mask_prompt=True):
 def instruction_loader(data, batch_size, *, mask_prompt=True, seed=0):
     """Shuffled batches of `data`, an InstructionData or what `pack` made of one, each of rows of like length."""
     buckets = LengthBuckets([len(ids) for ids, _ in data], batch_size, torch.Generator().manual_seed(seed))
-
-    def collate(batch):
-        return collate_instructions(batch, mask_prompt)
-
+    collate = partial(collate_instructions, mask_prompt=mask_prompt)
     return DataLoader(data, batch_sampler=buckets, collate_fn=collate, generator=buckets.generator)
 
 
@@ -258,8 +210,9 @@ def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=32, tem
 
 
 def save_responses(path, entries, responses):
-    """Write the entries with their `model_response` as a JSON list, aside first and then renamed."""
+    """Write the entries with their `model_response` as a JSON list, atomically."""
     if len(entries) != len(responses):
         raise ValueError(f"there are {len(entries)} entries and {len(responses)} responses")
     rows = [entry | {"model_response": response} for entry, response in zip(entries, responses, strict=True)]
-    write_text(path, valid_unicode(json.dumps(rows, indent=1, ensure_ascii=False)) + "\n")
+    with write_atomically(path) as part:
+        part.write_text(valid_unicode(json.dumps(rows, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")

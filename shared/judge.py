@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.data.network import Failed, ask_json
-from shared.files import write_text
+from shared.files import write_atomically
 from shared.generation import generate
 from shared.tokenizer import valid_unicode
 
@@ -103,7 +103,9 @@ class Judge:
                 pass  # a damaged file is asked for again
         self.cache.mkdir(parents=True, exist_ok=True)
         reply = valid_unicode(self.ask(prompt))
-        write_text(file, json.dumps({"judge": self.name, "prompt": prompt, "reply": reply}, ensure_ascii=False))
+        with write_atomically(file) as part:
+            kept = {"judge": self.name, "prompt": prompt, "reply": reply}
+            part.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
         return reply
 
 

@@ -42,10 +42,7 @@ NOT_TAUGHT = {
     "shared/judge.py:in_process": "generate as a judge's voice: three lines; lesson 5.2 names it",
     "shared/judge.py:find_judge": "looks for a server: operation; lesson 5.2 uses it",
     "shared/batches.py:as_list": "words the error for a text where a list belongs",
-    "shared/instructions.py:read_entries": "files of several forms and their errors; lesson 5.1 takes parsed rows",
-    "shared/classification.py:read_messages": "a file's encoding and CSV; lesson 4.1 builds parse_messages",
     "shared/classification.py:load_score": "the output layer and the labels out of a folder; lesson 4.1 uses it",
-    "shared/classification.py:main": "a command line",
 }
 
 

@@ -88,7 +88,8 @@ def rewrite(folder, change):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_transformers_loads_what_we_export(tmp_path, bpe, tied, qkv_bias):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = make(replace(CONFIG, tie_weights=tied, qkv_bias=qkv_bias))
     save_model(model, bpe.to_tiktoken("x"), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -103,7 +104,8 @@ def test_transformers_loads_what_we_export(tmp_path, bpe, tied, qkv_bias):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_we_load_what_transformers_saves(tmp_path, tied):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.GPT2Config(
         vocab_size=300, n_positions=24, n_embd=32, n_head=2, n_layer=3, tie_word_embeddings=tied,
         bos_token_id=0, eos_token_id=0, initializer_range=0.3,
@@ -121,7 +123,8 @@ def test_we_load_what_transformers_saves(tmp_path, tied):
 
 
 def test_published_names_are_those_of_transformers():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = GPT2_CONFIGS["gpt2"]
     with torch.device("meta"):
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
@@ -135,7 +138,8 @@ def test_published_names_are_those_of_transformers():
 
 
 def test_auto_tokenizer_equals_ours(folder):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     _, ours = load_model(folder)
     for text in (TEXT, STORY[:3000], "", " ", "\t \n x", "don't DON'T 1234567"):
@@ -147,7 +151,8 @@ def test_auto_tokenizer_equals_ours(folder):
 
 
 def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     _, ours = load_model(folder)
     transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
@@ -158,8 +163,8 @@ def test_folder_that_transformers_wrote_keeps_its_tokenizer(folder, tmp_path):
 
 
 def test_pipeline_plain_and_chat(tmp_path, bpe):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
+    import transformers
+
     save_model(make(), bpe.to_tiktoken("x"), tmp_path, chat_template=CHAT)
     pipe = transformers.pipeline("text-generation", model=str(tmp_path))
     settings = {"max_new_tokens": 5, "do_sample": False}
@@ -174,7 +179,8 @@ def test_pipeline_plain_and_chat(tmp_path, bpe):
 
 
 def test_special_tokens_of_a_chat_are_special_in_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     bpe = BPETokenizer().train(STORY, 600, special_tokens=("<|endoftext|>", "<|user|>", "<|bot|>"))
     save_model(make(), bpe.to_tiktoken("chat"), tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -284,7 +290,8 @@ def test_padded_vocabulary(folder, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_token_without_a_text_is_never_chosen(tmp_path, bpe, tied):
     """Vocabularies are often rounded up to a multiple of 64; here the added ids would win every choice."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = make(replace(CONFIG, vocab_size=640, tie_weights=tied))
     with torch.no_grad():
         model.head.weight[600:] = 50 * model.hidden(TOKENS)[0, -1]

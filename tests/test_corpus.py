@@ -338,9 +338,10 @@ def test_bad_input_is_counted_and_the_rest_is_kept(make, tmp_path):
     counts = counts_of(folder)
     assert counts["bad: no JSON"] == 2
     assert counts["bad: no text"] == 6
-    assert counts[f"bad: {corpus_input.UNREADABLE}"] == 5
+    assert counts[f"bad: {corpus_input.UNREADABLE}"] == 6
     problems = "\n".join(json.loads((folder / "report.json").read_text())["problems"])
-    for part in ("f_other.parquet, record 0", "no column text, but content", "a_cut.jsonl.zst", "ends in the middle"):
+    for part in ("f_other.parquet, record 0", "no column text, but content", "a_cut.jsonl.zst", "ends in the middle",
+                 "d_empty.jsonl.zst", "the file is empty"):  # fmt: skip
         assert part in problems
     assert not (folder / "state.db").exists()
 

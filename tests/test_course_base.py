@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from shared.gpt import GPTConfig, GPTModel
 from shared.tokenizer import BPETokenizer
@@ -15,7 +16,6 @@ TEXTS = ["The lamp room was cold and the keeper slept.", "Nobody came up the sta
 
 
 def test_the_interval_of_texts_of_one_length_is_that_of_their_mean():
-    stats = pytest.importorskip("scipy.stats")
     bits = [220.0, 190.0, 260.0]
     low, high = stats.ttest_1samp([b / 100 for b in bits], 0).confidence_interval()
     assert course_base.ratio([(b, 100) for b in bits]) == pytest.approx((sum(bits) / 300, low, high))

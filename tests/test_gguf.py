@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
@@ -11,8 +12,6 @@ from shared import checkpoints
 from shared.checkpoints import save_gguf, save_model
 from shared.gpt import GPTConfig, GPTModel
 from shared.tokenizer import BPETokenizer
-
-gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")

@@ -1,15 +1,12 @@
-"""Instructions: files and rows as they come, prompts and answers, batches beside `transformers`, answers in batches."""
+"""Instructions: rows as they come, prompts and answers, batches beside `transformers`, answers in batches."""
 
-import gzip
 import json
 import random
-import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -18,7 +15,7 @@ from torch.utils.data import DataLoader
 from shared import instructions
 from shared.batches import pack, random_split
 from shared.checkpoints import save_model
-from shared.data.formats import read_json_list
+from shared.data.formats import read_entries
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
 from shared.instructions import (
@@ -34,7 +31,6 @@ from shared.instructions import (
     extract_response,
     format_prompt,
     instruction_loader,
-    read_entries,
     respond,
     save_responses,
 )
@@ -68,7 +64,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def entries():
-    return check_entries(read_json_list(SAMPLE))[0]
+    return check_entries(read_entries(SAMPLE))[0]
 
 
 @pytest.fixture(scope="module")
@@ -78,115 +74,8 @@ def folder(tmp_path_factory, model, tokenizer):
     return folder
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def write(path, text):
-    """`text` in a file, packed as its name says."""
-    raw = text.encode("utf-8")
-    if path.suffix == ".gz":
-        raw = gzip.compress(raw)
-    elif path.suffix == ".zst":
-        raw = zstandard.ZstdCompressor().compress(raw)
-    path.write_bytes(raw)
-    return path
-
-
-def as_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
-@pytest.mark.parametrize(("name", "text"), [
-    ("a.json", json.dumps(ROWS)), ("a.json", json.dumps(ROWS, indent=2, ensure_ascii=False)),
-    ("a.json", "\n \n" + json.dumps(ROWS, indent=0)), ("a.jsonl", as_lines(ROWS)), ("a.jsonl", as_lines(ROWS).rstrip()),
-    ("a.jsonl", "\n\n" + as_lines(ROWS).replace("\n", "\n\n \n")), ("a.jsonl", as_lines(ROWS).replace("\n", "\r\n")),
-], ids=["one line", "indented", "blank before", "lines", "no last feed", "blank lines", "CRLF"])  # fmt: skip
-def test_both_forms_of_json_are_read(tmp_path, name, text, packed):
-    path = write(tmp_path / (name + packed), text)
-    assert read_entries(path) == ROWS == read_entries(str(path))
-
-
-def test_rows_are_not_checked_while_they_are_read(tmp_path):
-    rows = [{"output": 3}, {}, {"instruction": None}]
-    assert read_entries(write(tmp_path / "a.jsonl", as_lines(rows))) == rows
-    assert read_entries(write(tmp_path / "a.json", json.dumps([*rows, 5, None]))) == [*rows, 5, None]
-    assert read_entries(write(tmp_path / "b.jsonl", as_lines([{"a": 1}]) + "5\n[]\n")) == [{"a": 1}, 5, []]
-
-
-def test_one_object_in_one_line_is_a_row_and_over_many_lines_an_error(tmp_path):
-    assert read_entries(write(tmp_path / "a.json", json.dumps(ROWS[0]))) == ROWS[:1]
-    whole = write(tmp_path / "b.json", json.dumps({"data": ROWS}))
-    entries, problems = check_entries(read_entries(whole))
-    assert entries == [] and problems == [(0, "has no instruction")]
-    path = write(tmp_path / "c.json", json.dumps({"data": ROWS}, indent=2))
-    with pytest.raises(ValueError, match=r"c\.json holds one JSON dict, not a list of entries"):
-        read_entries(path)
-
-
-@pytest.mark.parametrize(("text", "kind"), [('"a"', "str"), ("7", "int"), ("null", "NoneType")])
-def test_other_json_is_no_list(tmp_path, text, kind):
-    with pytest.raises(ValueError, match=f"holds one JSON {kind}"):
-        read_entries(write(tmp_path / "a.json", text))
-
-
-@pytest.mark.parametrize(("text", "where"), [
-    ('[\n {"a": 1},\n {"a" 2}\n]', "line 3, column 7: "),
-    ('\n\n[\n {"a": 1},\n {"a" 2}\n]', "line 5, column 7: "),
-    ('[{"a": 1}', "line 1, column 10: "),
-    ('[{"a": 1}]\n[{"a": 1}]', "line 2, column 1: Extra data"),
-    ('{"a": 1}\n{"a": 2}\n{"a" 3}\n{"a": 4}\n', "line 3, column 6: "),
-    ('\n{"a": 1}\n\n{"a" 3}\n', "line 4, column 6: "),
-    ('{"a": 1}\n{"a": "cut of', "line 2, column 7: "),
-    ('{"a" 1}\n{"a": 2}\n', "line 1, column 6: "),
-    ('\n\n{\n "a" 1}\n', "line 4, column 6: "),
-    ("instruction,input,output\n", "line 1, column 1: "),
-])  # fmt: skip
-@pytest.mark.parametrize("packed", ["", ".gz"])
-def test_invalid_json_is_named_with_file_line_and_column(tmp_path, text, where, packed):
-    path = write(tmp_path / f"mine.json{packed}", text)
-    with pytest.raises(ValueError) as caught:
-        read_entries(path)
-    assert str(caught.value).startswith(f"{path}: {where}") and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "\n \n\t"])
-def test_empty_file(tmp_path, text):
-    with pytest.raises(ValueError, match=r"a\.json: the file is empty"):
-        read_entries(write(tmp_path / "a.json", text))
-
-
-def test_empty_list_and_no_such_file(tmp_path):
-    assert read_entries(write(tmp_path / "a.json", "[]")) == [] and check_entries([]) == ([], [])
-    with pytest.raises(FileNotFoundError):
-        read_entries(tmp_path / "none.json")
-
-
-def test_file_that_is_no_utf8(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'[{"instruction": "caf\xe9"}]')
-    with pytest.raises(ValueError, match=r"a\.json: .*utf-8"):
-        read_entries(tmp_path / "a.json")
-
-
-def test_packed_file_that_was_cut_off(tmp_path):
-    path = write(tmp_path / "a.jsonl.gz", as_lines(ROWS * 50))
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: .*Compressed file ended"):
-        read_entries(path)
-
-
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
-def test_huge_file_of_lines_is_never_held_as_text(tmp_path, packed):
-    chance = random.Random(0)
-    rows = [{"instruction": chance.randbytes(200).hex(), "input": "", "output": "y" * 100} for _ in range(10_000)]
-    path = write(tmp_path / f"a.jsonl{packed}", as_lines(rows))  # 5 MB
-    del rows
-    tracemalloc.start()
-    rows = read_entries(path)
-    held, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(rows) == 10_000 and held > 5_000_000
-    assert peak - held < 1_000_000
+def lengths_of(data):
+    return [len(ids) for ids, _ in data]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -406,7 +295,7 @@ def test_long_entries_are_cut_or_left_out_and_counted(tokenizer, entries, share,
     for i in data.left_out:
         prompt, answer = encode_entry(entries[i], tokenizer)
         assert max_tokens - len(prompt) < min(min_answer, len(answer))
-    assert data.lengths() == [len(ids) for ids, _ in data] and not set(data.cut) & set(data.left_out)
+    assert not set(data.cut) & set(data.left_out)
     if share == 1:
         assert data.cut == data.left_out == []
     else:
@@ -439,7 +328,7 @@ def test_packing_keeps_every_token_once_and_pads_less(tokenizer, entries):
         for start, end in zip(starts, starts[1:], strict=False):
             found[tuple(ids[start:end].tolist()), tuple(is_answer[start:end].tolist())] += 1
     assert found == Counter((tuple(ids.tolist()), tuple(mask.tolist())) for ids, mask in data)
-    n_tokens = sum(data.lengths())
+    n_tokens = sum(lengths_of(data))
     assert len(rows) < len(data) and len(rows) >= -(-n_tokens // 256)
     one_by_one = list(data)
     random.Random(0).shuffle(one_by_one)
@@ -468,7 +357,8 @@ def as_labels(batch):
 @pytest.mark.parametrize("mask_prompt", [True, False])
 @pytest.mark.parametrize("template", [ALPACA, PHI3], ids=["alpaca", "phi3"])
 def test_loss_equals_that_of_transformers(folder, model, tokenizer, entries, template, mask_prompt):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     batch = list(InstructionData(entries[:8], tokenizer, 128, template))
     ids, mask, labels = as_labels(batch)
@@ -481,7 +371,8 @@ def test_loss_equals_that_of_transformers(folder, model, tokenizer, entries, tem
 
 
 def test_gradients_equal_those_of_transformers(folder, tokenizer, entries):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     theirs, ours = transformers.GPT2LMHeadModel.from_pretrained(folder).eval(), lively(CONFIG, seed=1)
     batch = list(InstructionData(entries[:4], tokenizer, 128))
     ids, mask, labels = as_labels(batch)
@@ -535,14 +426,14 @@ def test_loader_takes_every_entry_once_and_can_be_repeated(tokenizer, entries):
     n_targets = sum((targets != IGNORE).sum().item() for _, targets in loader)
     assert n_targets == sum(is_answer.sum().item() for _, is_answer in data)
     unmasked = sum((targets != IGNORE).sum().item() for _, targets in instruction_loader(data, 8, mask_prompt=False))
-    assert unmasked == sum(data.lengths()) - len(data)
+    assert unmasked == sum(lengths_of(data)) - len(data)
     packed = pack(data, 128)
     assert sum(len(inputs) for inputs, _ in instruction_loader(packed, 4)) == len(packed)
 
 
 def test_batches_pad_little(tokenizer, entries):
     data = InstructionData(entries, tokenizer, 256)
-    real = sum(data.lengths()) - len(data)
+    real = sum(lengths_of(data)) - len(data)
     bucketed = sum(inputs.numel() for inputs, _ in instruction_loader(data, 8))
     plain = sum(inputs.numel() for inputs, _ in DataLoader(data, 8, collate_fn=collate_instructions))
     assert bucketed < 1.15 * real < plain
@@ -715,8 +606,8 @@ def test_as_many_responses_as_entries(tmp_path):
 
 @pytest.mark.parametrize("text", ["Name a colour.", "It's \"so\"\n\n{{ x }} {% if %} 漢字 <b>&amp;", *NASTY])
 def test_chat_template_equals_format_prompt(folder, tokenizer, text):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     entry, asked = {"instruction": text, "input": "", "output": "Blue."}, [{"role": "user", "content": text}]
     assert theirs.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == format_prompt(entry)
@@ -728,8 +619,8 @@ def test_chat_template_equals_format_prompt(folder, tokenizer, text):
 
 
 def test_chat_template_knows_an_input(folder):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     entry = {"instruction": "Is it red?", "input": "A rose.", "output": "Yes."}
     asked = [{"role": "user", "content": f"{entry['instruction']}\n\n### Input:\n{entry['input']}"}]
@@ -756,8 +647,8 @@ def test_answer_loss_is_the_loss_of_what_counts(model, tokenizer, entries):
 
 
 def test_pipeline_of_transformers_gives_our_answers(folder, model, tokenizer, entries):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
+    import transformers
+
     pipe = transformers.pipeline("text-generation", model=str(folder))
     asked = [entry for entry in entries if not entry["input"]][:3]
     for entry, ours in zip(asked, respond(model, tokenizer, asked, 10), strict=True):
@@ -768,21 +659,6 @@ def test_pipeline_of_transformers_gives_our_answers(folder, model, tokenizer, en
 
 
 # --- what must not pass ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_first_entry(tmp_path, name, packed):
-    text = as_lines(ROWS) if name.endswith("l") else json.dumps(ROWS)
-    assert read_entries(write(tmp_path / f"{name}{packed}", "\ufeff" + text)) == ROWS
-
-
-@pytest.mark.parametrize(("text", "where"), [
-    ("[" * 10**5, ""), ('{"a": 1}\n' + '{"a":' * 10**5, "line 2, "), ('{"a":' * 10**5, ""),
-])  # fmt: skip
-def test_json_nested_too_deeply_is_named(tmp_path, text, where):
-    with pytest.raises(ValueError, match=f"a.json: {where}.*nested too deeply"):
-        read_entries(write(tmp_path / "a.json", text))
 
 
 def test_half_surrogates_are_written_as_replacement_characters(tmp_path):
@@ -798,10 +674,10 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for path in (tmp_path / "no" / "a.json", tmp_path / "file" / "a.json", tmp_path):
-        with pytest.raises(OSError, match=f"^{path} cannot be written: ."):
+        with pytest.raises(OSError, match=rf"^\[Errno \d+\] .*: '{path}'$"):
             save_responses(path, ROWS[:1], ["Red."])
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="a.json cannot be written: No space left on device"):
+    with pytest.raises(OSError, match="No space left on device: '.*a.json'$"):
         save_responses(tmp_path / "a.json", ROWS[:1], ["Red."])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
+import sklearn.calibration
+import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from shared.metrics import (
     bootstrap,
@@ -35,16 +39,15 @@ def sample(n=200, seed=0, levels=None, rate=0.3):
 @pytest.mark.parametrize("threshold", [0.5, 0.2, 0.9])
 @pytest.mark.parametrize("levels", [None, 4])
 def test_shares_are_those_of_scikit_learn(threshold, levels):
-    oracle = pytest.importorskip("sklearn.metrics")
     labels, scores = sample(levels=levels)
     ours = classification_metrics(labels, scores, threshold)
     called = (scores >= threshold).long()
     assert 0 < called.sum() < len(called)
-    assert ours.n == 200 and ours.confusion == oracle.confusion_matrix(labels, called).tolist()
-    assert ours.accuracy == pytest.approx(oracle.accuracy_score(labels, called))
-    assert ours.precision == pytest.approx(oracle.precision_score(labels, called))
-    assert ours.recall == pytest.approx(oracle.recall_score(labels, called))
-    assert ours.f1 == pytest.approx(oracle.f1_score(labels, called), abs=1e-6)
+    assert ours.n == 200 and ours.confusion == sklearn.metrics.confusion_matrix(labels, called).tolist()
+    assert ours.accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, called))
+    assert ours.precision == pytest.approx(sklearn.metrics.precision_score(labels, called))
+    assert ours.recall == pytest.approx(sklearn.metrics.recall_score(labels, called))
+    assert ours.f1 == pytest.approx(sklearn.metrics.f1_score(labels, called), abs=1e-6)
     (tn, fp), (fn, tp) = ours.confusion
     assert ours.accuracy_interval == wilson(tn + tp, 200)
     assert ours.precision_interval == wilson(tp, tp + fp)
@@ -69,7 +72,7 @@ def test_where_nothing_is_called_one():
 def test_labels_and_scores_of_any_kind(labels, kind):
     scores = [0.1, 0.2, 0.8, 0.9]
     if kind == "numpy":
-        kind = pytest.importorskip("numpy").array
+        kind = np.array
     ours = classification_metrics(kind(labels), kind(scores))
     assert ours.confusion == [[1, 1], [1, 1]] and ours.f1 == 0.5
     assert roc_auc(kind(labels), kind(scores)) == pytest.approx(0.5)
@@ -78,14 +81,13 @@ def test_labels_and_scores_of_any_kind(labels, kind):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=40))
 def test_curves_and_areas_are_those_of_scikit_learn(pairs):
-    oracle = pytest.importorskip("sklearn.metrics")
     labels, scores = [int(label) for label, _ in pairs] + [0, 1], [score / 6 for _, score in pairs] + [0.5, 0.5]
     x, y = roc_curve(labels, scores)
-    their_x, their_y, _ = oracle.roc_curve(labels, scores, drop_intermediate=False)
+    their_x, their_y, _ = sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
     assert x.tolist() == pytest.approx(their_x.tolist()) and y.tolist() == pytest.approx(their_y.tolist())
-    assert roc_auc(labels, scores) == pytest.approx(oracle.roc_auc_score(labels, scores))
+    assert roc_auc(labels, scores) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores))
     recall, precision = precision_recall_curve(labels, scores)
-    their_precision, their_recall, _ = oracle.precision_recall_curve(labels, scores)  # ends with (0, 1)
+    their_precision, their_recall, _ = sklearn.metrics.precision_recall_curve(labels, scores)  # ends with (0, 1)
     assert recall.tolist() == pytest.approx(their_recall[-2::-1].tolist())
     assert precision.tolist() == pytest.approx(their_precision[-2::-1].tolist())
 
@@ -152,9 +154,8 @@ def test_calibration_equals_a_plain_loop(n_bins):
 
 
 def test_calibration_is_that_of_scikit_learn():
-    oracle = pytest.importorskip("sklearn.calibration")
     labels, scores = sample(500, seed=3)
-    shares, means = oracle.calibration_curve(labels.numpy(), scores.double().numpy(), n_bins=10)
+    shares, means = sklearn.calibration.calibration_curve(labels.numpy(), scores.double().numpy(), n_bins=10)
     found = calibration(labels, scores)
     assert [share for _, share, _ in found] == pytest.approx(shares.tolist())
     assert [mean for mean, _, _ in found] == pytest.approx(means.tolist())
@@ -215,7 +216,6 @@ def test_bootstrap_covers():
 
 def test_bootstrap_of_few_pieces_is_as_wide_as_students_t():
     """The middle 95 % of the draws would be 0.82 times as wide for ten pieces, and cover 90 %."""
-    stats = pytest.importorskip("scipy.stats")
     for n in (8, 10, 16, 30, 100):
         pieces = stats.norm.ppf((torch.arange(n) + 0.5) / n)
         low, high = bootstrap(torch.tensor(pieces), lambda draw: draw.mean().item(), n=5000)
@@ -225,7 +225,6 @@ def test_bootstrap_of_few_pieces_is_as_wide_as_students_t():
 
 
 def test_bootstrap_equals_scipys():
-    stats, np = pytest.importorskip("scipy.stats"), pytest.importorskip("numpy")
     labels, scores = sample(150)
     pairs = torch.stack([labels, (scores > 0.5).long()], dim=1)
     ours = bootstrap(pairs, f1_score, n=2000)
@@ -243,7 +242,6 @@ def test_bootstrap_equals_scipys():
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (5, 5), (10, 1), (3, 12), (700, 640), (1500, 2)])
 def test_mcnemar_is_the_exact_binomial_test(a, b):
-    stats = pytest.importorskip("scipy.stats")
     right_a = torch.tensor([1] * a + [0] * b + [1] * 7 + [0] * 3).bool()
     right_b = torch.tensor([0] * a + [1] * b + [1] * 7 + [0] * 3).bool()
     order = torch.randperm(len(right_a), generator=torch.Generator().manual_seed(0))

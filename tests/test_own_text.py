@@ -16,6 +16,7 @@ LESSON = notebooks.ROOT / "03_gpt" / "02_pretraining_the_verdict.ipynb"
 STORY = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
 RUN = """
 import sys
+from shared import data
 from tests import bites
 from tools import notebooks
 lesson = bites.Lesson(bites.smaller(bites.code_of(notebooks.read(sys.argv[1])), {"True, 4, 420,": "True, 4, 12,"}))

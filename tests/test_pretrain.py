@@ -190,8 +190,9 @@ def test_muon_updates_the_blocks_matrices_and_adamw_the_rest():
 
 
 def test_orthogonalize_equals_pytorchs_but_for_its_bfloat16():
-    muon = pytest.importorskip("torch.optim._muon")
     import importlib
+
+    from torch.optim import _muon as muon
 
     matrix, numbers = torch.randn(24, 60, generator=torch.Generator().manual_seed(0)), (3.4445, -4.775, 2.0315)
     pytorchs = importlib.reload(muon)._zeropower_via_newtonschulz
@@ -262,7 +263,9 @@ def test_a_run_learns_and_leaves_a_hugging_face_folder(unbroken, corpus):
     assert tokenizer.n_vocab == 320 and model.config.n_layers == 2
     _, tensors = tensors_of(unbroken)
     assert torch.equal(tensors["model.final_norm.weight"], model.final_norm.weight)
-    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(unbroken).eval()
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(unbroken).eval()
     ids = torch.tensor([[1, 2, 3, 319]])
     assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=1e-5)
 
@@ -630,7 +633,8 @@ def test_amounts():
 
 def test_from_slimpajamas_layout_to_spam_and_instructions(tmp_path, monkeypatch):
     """Records in SlimPajama's layout -> corpus -> a base of one's own -> a spam classifier and an assistant from it."""
-    zstandard = pytest.importorskip("zstandard")
+    import zstandard
+
     text = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
     paragraphs = [p for p in text.split("\n\n") if len(p) > 200]
     lines = [json.dumps({"text": p, "meta": {"redpajama_set_name": "RedPajamaBook"}}) for p in paragraphs]

@@ -486,6 +486,33 @@ def passes(monkeypatch):
     return play
 
 
+def test_quick_runs_no_lesson_and_no_slow_test_but_what_is_named(passes, monkeypatch, capsys):
+    monkeypatch.setattr(test_tool, "changed_lessons", lambda: ["01_a/01_b.ipynb"])
+    (command, _) = passes("--quick", "-k", "mask")["fast tests"]
+    assert command[command.index("loadfile") + 1] == "tests"
+    assert command[-3:] == [f"--ignore={test_tool.SLOW[-1]}", "-k", "mask"]
+    assert 'make test ARGS="01_a/01_b.ipynb"' in capsys.readouterr().out
+    assert passes("--quick", "tests/test_judge.py")["fast tests"][0][-2:] == ["loadfile", "tests/test_judge.py"]
+    assert all((ROOT / path).is_file() for path in test_tool.SLOW)
+    with pytest.raises(SystemExit, match="2"):
+        passes("--quick", "--all")
+
+
+def test_changed_lessons_are_those_that_git_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(test_tool, "ROOT", tmp_path)
+    monkeypatch.setattr(test_tool.notebooks, "lessons", lambda: sorted(tmp_path.glob("0?_*/*.ipynb")))
+    for name in ("01_same", "02_other", "03_new"):
+        make_notebook(tmp_path / f"01_toy/{name}.ipynb", GOOD)
+    assert test_tool.changed_lessons() == []  # no repository here
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "01_toy/01_same.ipynb", "01_toy/02_other.ipynb"],
+                    [*who, "-c", "core.hooksPath=", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    make_notebook(tmp_path / "01_toy/02_other.ipynb", BAD)
+    (tmp_path / "README.md").touch()
+    assert test_tool.changed_lessons() == ["01_toy/02_other.ipynb", "01_toy/03_new.ipynb"]
+
+
 def test_all_runs_every_number_format(passes, monkeypatch):
     monkeypatch.delenv("LLM_DTYPE", raising=False)
     assert list(passes("-k", "mask")) == ["ruff", "lessons and tests"]

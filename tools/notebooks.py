@@ -59,12 +59,16 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def write(notebook, path):
-    """Write a notebook with one trailing newline and Unix line ends, the same on every system."""
+def text_of(notebook):
+    """What a notebook's file holds, with one trailing newline."""
     import nbformat
 
-    text = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
+
+
+def write(notebook, path):
+    """Write a notebook with Unix line ends, the same on every system."""
+    Path(path).write_text(text_of(notebook), encoding="utf-8", newline="\n")
 
 
 def code_cells(notebook):

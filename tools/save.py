@@ -8,7 +8,6 @@ for saved outputs, is left as it was.
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from tools import setup
@@ -18,21 +17,19 @@ ENVIRONMENT = {"LLM_SCALE": "quick", "LLM_DEVICE": "cpu", "LLM_DTYPE": "float32"
 
 def save(path):
     """Run, clean, check and write one notebook; returns what is wrong, one sentence each ([] when it was written)."""
+    from shared.files import write_atomically
     from tools import execute, hygiene, notebooks
 
     (result,) = execute.run_all([Path(path)], environment=ENVIRONMENT)
     if result.error:
         return [f"cell {result.cell}: {result.error}", *result.trace.splitlines()]
     notebook = hygiene.clean(result.notebook)
-    path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".save-") as folder:
-        aside = Path(folder) / path.name
-        notebooks.write(notebook, aside)
-        found = [f"{aside.stat().st_size / 1000:.0f} kB; at most {hygiene.MAX_KB}"] \
-            if aside.stat().st_size > 1000 * hygiene.MAX_KB else []
-        found += hygiene.saved_outputs(notebook)
-        if not found:
-            os.replace(aside, path)
+    size = len(notebooks.text_of(notebook).encode("utf-8"))
+    found = [f"{size / 1000:.0f} kB; at most {hygiene.MAX_KB}"] if size > 1000 * hygiene.MAX_KB else []
+    found += hygiene.saved_outputs(notebook)
+    if not found:
+        with write_atomically(path) as part:
+            notebooks.write(notebook, part)
     print(f"{result.name}: {'left as it was' if found else 'saved'} ({result.seconds:.1f} s) {result.headline}")
     return found
 

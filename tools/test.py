@@ -1,4 +1,4 @@
-"""Prove the course: `python -m tools.test [--all] [pytest's own arguments]`.
+"""Prove the course: `python -m tools.test [--quick | --all] [pytest's own arguments]`.
 
 One pass: ruff, then pytest over tests/ and every lesson, spread over two workers. Arguments of pytest name a part, for
 instance: python -m tools.test -k mask 02_attention. For pytest's own help: python -m pytest --help in .venv.
@@ -18,6 +18,10 @@ COLAB = "tests/requirements-colab.txt"
 COLAB_VENV = ROOT / "build" / "colab-venv"
 FORMATS = ("float32", "bfloat16")  # what the CPU can train in
 TRAINING = ("tests/test_training.py", "tests/test_pretrain.py")
+SLOW = (  # left out by --quick: they run lessons, servers, browsers, other processes; 5 seconds and more each
+    "tests/test_bites.py", "tests/test_classify.py", "tests/test_colab.py", "tests/test_corpus.py",
+    "tests/test_judge.py", "tests/test_lab.py", "tests/test_own_text.py", "tests/test_pretrain.py",
+    "tests/test_tools.py", "tests/data/test_download.py")
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 
 
@@ -78,31 +82,56 @@ def names_a_part(arguments):
     return any((ROOT / a.split("::")[0]).exists() for a in arguments if not a.startswith("-"))
 
 
+def quick_arguments(arguments):
+    """What pytest gets for --quick: no lesson is run, and no slow file but those that are named."""
+    if names_a_part(arguments):
+        return arguments
+    return ["tests", *(f"--ignore={path}" for path in SLOW), *arguments]
+
+
+def changed_lessons():
+    """The lessons that differ from the last commit, as git says; none where it cannot be asked."""
+    try:
+        command = ["git", "status", "--porcelain", "--no-renames", "--untracked-files=all"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    changed = {line[3:] for line in said.splitlines()}
+    return [name for path in notebooks.lessons() if (name := path.relative_to(ROOT).as_posix()) in changed]
+
+
 def run(title, command, environment):
     print(f"\n=== {title}", flush=True)
     return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode
 
 
 def arguments_of(arguments):
-    """(whether `--all` was given, what pytest gets); prints the help and ends when that is asked for."""
+    """(our own options, what pytest gets); prints the help and ends when that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m tools.test", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="four passes: this one; the lessons and the tests of "
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="after each edit, in a minute: ruff, the rules for saved "
+                       "notebooks, parity of lessons and shared, the fast tests; no lesson is run")
+    which.add_argument("--all", action="store_true", help="four passes: this one; the lessons and the tests of "
                         "training in the other number format; everything with the network blocked, no mirror and an "
                         "empty data folder; everything with the package versions of Colab")
     parser.add_argument("--no-venv", action="store_true", help="stay in the Python that is running")
-    options, rest = parser.parse_known_args(arguments)
-    return options.all, rest
+    return parser.parse_known_args(arguments)
 
 
 def main(arguments=None):
     given = sys.argv[1:] if arguments is None else arguments
-    everything, arguments = arguments_of(given)
+    options, arguments = arguments_of(given)
     setup.enter("tools.test", given, (setup.COURSE, setup.TESTS))
     environment = shared_out(dict(os.environ))
     results = {"ruff": run("ruff", [sys.executable, "-m", "ruff", "check", "--quiet"], environment)}
-    results["pytest"] = run("lessons and tests", pytest_command(sys.executable, arguments), environment)
-    if everything:
+    if options.quick:
+        arguments = quick_arguments(arguments)
+    title = "fast tests" if options.quick else "lessons and tests"
+    results["pytest"] = run(title, pytest_command(sys.executable, arguments), environment)
+    if options.quick and (changed := changed_lessons()):
+        print(f"changed and not run: make test ARGS=\"{' '.join(changed)}\"")
+    if options.all:
         folders = sorted({path.parent.name for path in notebooks.lessons()})
         part = arguments if names_a_part(arguments) else [*arguments, *folders, *TRAINING]
         for name in other_formats(environment):
@@ -123,7 +152,7 @@ def main(arguments=None):
             results["with Colab's versions"] = run(
                 "with Colab's versions", pytest_command(python, arguments), environment | jupyter)
     failed = [name for name, status in results.items() if status]
-    if failed and (everything or failed != ["pytest"]):
+    if failed and (options.all or failed != ["pytest"]):
         print(f"failed: {', '.join(failed)}")
     return int(bool(failed))
 

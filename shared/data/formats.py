@@ -140,16 +140,20 @@ def _json_records(path):
     records = []
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
-            try:
-                record = parse_json(line) if line.strip() else None
-            except ValueError as error:
-                where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                raise ValueError(f"line {number}{where}: {getattr(error, 'msg', error)}") from None
+            record = _parse_line(line, number) if line.strip() else None
             if isinstance(record, dict):
                 records.append(record)
             elif line.strip():
                 raise ValueError(f"line {number} holds no object, but {line.strip()[:40]}")
     return records
+
+
+def _parse_line(line, number):
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"line {number}{where}: {getattr(error, 'msg', error)}") from None
 
 
 def _parquet_records(path):
@@ -165,7 +169,32 @@ def _parquet_records(path):
 def read_json_list(path):
     """The entries of a JSON file that is one list. The entries themselves are not looked at."""
     with _named(path), open_text(path) as file:
-        entries = parse_json(file.read())
-        if not isinstance(entries, list):
-            raise ValueError(f"it holds one {type(entries).__name__}, not a list of entries")
-        return entries
+        return _as_list(parse_json(file.read()))
+
+
+def _as_list(entries):
+    if not isinstance(entries, list):
+        raise ValueError(f"it holds one {type(entries).__name__}, not a list of entries")
+    return entries
+
+
+def read_entries(path):
+    """The entries of a JSON file that is one list, or of a file of JSON lines, whatever its name.
+
+    An object that ends in its line is the first of JSON lines. Those are read one by one: nothing is held beside the
+    entries, which are not looked at. Raises ValueError, naming file, line and column.
+    """
+    with _named(path), open_text(path) as file:
+        blank = 0
+        while (first := file.readline()) and not first.strip():
+            blank += 1
+        if not first:
+            raise ValueError("the file is empty")
+        if first.lstrip().startswith("{"):
+            try:
+                entries = [parse_json(first)]
+            except ValueError:
+                pass  # an object that goes on over more lines: no JSON lines
+            else:
+                return entries + [_parse_line(line, n) for n, line in enumerate(file, blank + 2) if line.strip()]
+        return _as_list(parse_json("\n" * blank + first + file.read()))

@@ -106,15 +106,13 @@ def test_json_list_that_is_nested_too_deeply(tmp_path):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_byte_order_mark_costs_nothing(tmp_path, pack):
-    from shared.instructions import read_entries
-
     end = ".gz" if pack is gzip.compress else ""
     for mark in (b"", b"\xef\xbb\xbf"):
         assert formats.read_text(put(tmp_path, f"a.txt{end}", pack(mark + b"one\r\ntwo"))) == "one\ntwo"
         assert formats.read_records(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
-        assert read_entries(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
-        assert formats.read_json_list(put(tmp_path, f"a.json{end}", pack(mark + b'["one"]'))) == ["one"]
-        assert read_entries(put(tmp_path, f"a.json{end}", pack(mark + b'[{"a": 1}]'))) == [{"a": 1}]
+        assert formats.read_entries(put(tmp_path, f"a.jsonl{end}", pack(mark + LINES)))[0] == {"text": "one"}
+        for read in (formats.read_json_list, formats.read_entries):
+            assert read(put(tmp_path, f"a.json{end}", pack(mark + b'["one"]'))) == ["one"]
 
 
 def test_byte_order_mark_in_the_files_of_an_archive(entries, tmp_path):
@@ -129,7 +127,8 @@ def test_byte_order_mark_in_the_files_of_an_archive(entries, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-@pytest.mark.parametrize("read", [formats.read_text, formats.read_records, formats.read_json_list])
+@pytest.mark.parametrize("read", [formats.read_text, formats.read_records, formats.read_json_list,
+                                  formats.read_entries])  # fmt: skip
 def test_utf_16_is_named(tmp_path, encoding, read):
     path = put(tmp_path, "a.jsonl", LINES.decode().encode(encoding))
     with pytest.raises(ValueError, match=f"{path}: it is UTF-16, or no text at all; save it as UTF-8"):
