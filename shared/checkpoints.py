@@ -26,7 +26,7 @@ from shared import data, gpt
 from shared.files import read_json, write_together
 from shared.runtime import scale
 from shared.tokenizer import END_OF_TEXT, BPETokenizer, from_tiktoken, load_tokenizer, valid_unicode, with_end_of_text
-from shared.tokenizer_files import has_tokenizer, read_bpe_files
+from shared.tokenizer_files import has_tokenizer, read_bpe_files, tokenizer_config
 
 COURSE_BASE = data.places.ROOT / "shared" / "course_base"
 # model_type in config.json: the module that knows this architecture's names and settings, its config, its model.
@@ -107,10 +107,8 @@ def check_tensors(tensors, model, files, extra=()):
 
 
 def load_gpt2(name="gpt2"):
-    """GPT-2 as published (Radford et al. 2019), of 124 M to 1.6 G parameters: (GPTModel, tiktoken.Encoding).
-
-    Raises ValueError for a name that is not in `GPT2_CONFIGS`, shared.data.DownloadError where it is not available.
-    """
+    """GPT-2 as published (Radford et al. 2019): (GPTModel, tiktoken.Encoding). Raises ValueError for a name that is not
+    in `GPT2_CONFIGS`, shared.data.DownloadError where it is not available."""
     if name not in gpt.GPT2_CONFIGS:
         raise ValueError(f"there is no GPT-2 called {name!r}; there are {', '.join(gpt.GPT2_CONFIGS)}")
     weights, *bpe = (data.fetch(part, sample_ok=False) for part in (f"{name}_weights", "gpt2_vocab", "gpt2_encoder"))
@@ -194,7 +192,8 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
         if bpe:
             eos = bpe.special_tokens.get(END_OF_TEXT)
             bpe.save(aside)
-            _write_json(aside / "tokenizer_config.json", _tokenizer_config(bpe, model.config, chat_template))
+            settled = tokenizer_config(bpe, model.config.context_length, END_OF_TEXT, chat_template)
+            _write_json(aside / "tokenizer_config.json", settled)
         ids = {"bos_token_id": eos, "eos_token_id": eos}
         _write_json(aside / "config.json", config | ids | (settings or {}))
         _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
@@ -221,18 +220,6 @@ def save_gguf(model, tokenizer, file):
     if tokenizer is None:
         raise ValueError(f"{file}: there is no tokenizer, and a GGUF file holds one")
     write_gguf(file, tokenizer.name, model.config, publish(model)[0], from_tiktoken(tokenizer))
-
-
-def _tokenizer_config(bpe, config, chat_template):
-    """What tokenizer_config.json says: the special tokens, the longest input, and how to write a chat, if given."""
-    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
-    settings = {
-        "tokenizer_class": "GPT2Tokenizer", "model_max_length": config.context_length, "add_prefix_space": False,
-        "added_tokens_decoder": {str(i): {"content": token} | flags for token, i in bpe.special_tokens.items()},
-    }  # fmt: skip
-    if END_OF_TEXT in bpe.special_tokens:
-        settings |= {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "unk", "pad")}
-    return settings if chat_template is None else settings | {"chat_template": chat_template}
 
 
 def _write_json(file, content):

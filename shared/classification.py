@@ -119,12 +119,10 @@ def last_hidden(gpt, tokens, lengths):
 
 
 class SpamClassifier(nn.Module):
-    """A GPT whose output layer tells labels.
+    """A GPT (with its tiktoken.Encoding) whose output layer tells labels; its own head is not used any more.
 
     The last real token's hidden vector, which has seen the whole text, goes through a linear layer without bias,
     as in transformers' GPT2ForSequenceClassification.
-
-    `gpt` is a GPTModel, whose own head is not used any more, `tokenizer` its tiktoken.Encoding.
     """
 
     def __init__(self, gpt, tokenizer, labels=LABELS):
@@ -172,10 +170,7 @@ class SpamClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder):
-        """The classifier in a folder that `save` wrote, in eval mode.
-
-        Raises FileNotFoundError or ValueError, naming the file, where there is none.
-        """
+        """The classifier that `save` wrote, in eval mode. Raises FileNotFoundError or ValueError, naming the file."""
         folder = Path(folder)
         gpt, tokenizer = load_model(folder, extra=("score.weight",))
         score, labels = load_score(folder)
@@ -207,10 +202,7 @@ def load_score(folder):
 
 
 def freeze_except(classifier, what):
-    """Let only a part of the classifier learn: "head", "last_block" (with the final norm and the head) or "all".
-
-    Returns the number of parameters that learn.
-    """
+    """Let only a part learn: "head", "last_block" (with final norm and head) or "all". Returns how many numbers do."""
     parts = {
         "head": [classifier.head],
         "last_block": [classifier.gpt.blocks[-1], classifier.gpt.final_norm, classifier.head],

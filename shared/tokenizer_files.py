@@ -104,3 +104,15 @@ def _read_tokenizer_json(file):
         return parse_bpe(lines, tokens, "its merges", "its vocab")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} holds no byte-pair encoding: {type(error).__name__} {error}") from None
+
+
+def tokenizer_config(bpe, max_tokens, end_of_text, chat_template=None):
+    """What tokenizer_config.json says: the special tokens, the longest input, and how to write a chat, if given."""
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, "add_prefix_space": False,
+        "added_tokens_decoder": {str(i): {"content": token} | flags for token, i in bpe.special_tokens.items()},
+    }  # fmt: skip
+    if end_of_text in bpe.special_tokens:
+        settings |= {f"{kind}_token": end_of_text for kind in ("bos", "eos", "unk", "pad")}
+    return settings if chat_template is None else settings | {"chat_template": chat_template}

@@ -16,6 +16,7 @@ MODULES = sorted(path for path in (ROOT / "shared").glob("*.py") if path.name !=
 NOT_TAUGHT = {
     "shared/runtime.py:*": "device, number format, seed, scale: operation, not lesson",
     "shared/files.py:*": "checksums, atomic writing, the errors of damaged files: operation, not lesson",
+    "shared/tokenizer_files.py:tokenizer_config": "settings for other programs",
     "shared/tokenizer_files.py:has_tokenizer": "which files a folder has: operation",
     "shared/tokenizer_files.py:read_tokenizer_folder": "files that other programs leave; lesson 1.1 reads GPT-2's two",
     "shared/tokenizer.py:from_tiktoken": "the way back to lesson 1.1's tokenizer, for checkpoints; lesson 1.1 uses it",

@@ -10,9 +10,9 @@ from tools import notebooks
 
 SHARED = notebooks.ROOT / "shared"
 ORDER = (
-    "runtime", "files", "data", "tokenizer", "batches", "bigrams", "attention", "gpt", "llama", "loss", "sampling",
-    "generation", "training", "resume", "checkpoints", "gguf", "classification", "instructions", "conversations",
-    "lora", "preference", "policy", "metrics", "evaluation", "judge",
+    "runtime", "files", "data", "tokenizer_files", "tokenizer", "batches", "bigrams", "attention", "gpt", "llama",
+    "loss", "sampling", "generation", "training", "resume", "gguf", "checkpoints", "classification", "instructions",
+    "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
 LONGEST = 250  # lines: what can be read in one sitting
