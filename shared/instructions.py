@@ -14,8 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from shared.classification import LengthBuckets
 from shared.data.formats import open_text, parse_json
 from shared.generation import generate
+from shared.loss import IGNORE, hidden_loss
 from shared.text import END_OF_TEXT, as_list, valid_unicode, write_text
-from shared.training import IGNORE, hidden_loss
 
 
 @dataclass(frozen=True)

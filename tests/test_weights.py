@@ -19,8 +19,9 @@ from shared import data, weights
 from shared.classification import SpamClassifier
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters
+from shared.loss import next_token_loss
 from shared.text import BPETokenizer
-from shared.training import make_optimizer, next_token_loss, training_step
+from shared.training import make_optimizer, training_step
 from shared.weights import (
     export_checkpoint,
     from_tiktoken,

@@ -17,7 +17,7 @@ ROOT = setup.ROOT
 COLAB = "tests/requirements-colab.txt"
 COLAB_VENV = ROOT / "build" / "colab-venv"
 FORMATS = ("float32", "bfloat16")  # what the CPU can train in
-TRAINING = ("tests/test_training.py", "tests/test_pretrain.py")
+TRAINING = ("tests/test_training.py", "tests/test_resume.py", "tests/test_pretrain.py")
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 
 
