@@ -26,11 +26,13 @@ class History:
     interrupted: bool = False
 
     def add_step(self, loss, n_tokens):
+        """A step is done."""
         self.steps_done += 1
         self.tokens_done += n_tokens
         self.recent_losses.append(loss)
 
     def add_entry(self, val_loss):
+        """An entry: where the run is, its mean loss since the last entry, and `val_loss`."""
         self.step.append(self.steps_done)
         self.tokens.append(self.tokens_done)
         self.train_loss.append(sum(self.recent_losses) / len(self.recent_losses))
