@@ -20,43 +20,29 @@ import signal
 import sys
 import time
 from dataclasses import asdict, replace
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import filelock
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 
 from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E402
+from pretrain_processes import Processes, call, gather, load_optimizer, recompute_blocks, synchronised, wrap  # noqa: E402
 
 from shared.checkpoints import save_model  # noqa: E402
+from shared.files import write_atomically  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
-from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything  # noqa: E402
+from shared.resume import History, load_state, read_state, save_state  # noqa: E402
+from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything, stop_on  # noqa: E402
 from shared.tokenizer import load_tokenizer  # noqa: E402
-from shared.training import (  # noqa: E402
-    History,
-    compile_or_eager,
-    evaluate,
-    learning_rate,
-    load_checkpoint,
-    make_optimizer,
-    next_token_loss,
-    read_checkpoint,
-    save_checkpoint,
-    training_step,
-)
+from shared.training import learning_rate, make_optimizer, mean_loss, training_step  # noqa: E402
 
 # Peak TFLOP/s of matrix products without sparsity, bfloat16 (float16 where there is none), from NVIDIA's data sheets.
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "V100": 125,
@@ -110,237 +96,52 @@ def batches_of(windows, starts, batch, rank=0, world=1):
 # ---- the optimizer
 
 
-class Optimizers:
-    """One or two optimizers that look like one to `training_step` and to a checkpoint.
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for `matrices`: each one's update is made orthogonal. The rest is left to `adamw`.
 
-    Clips the gradients to norm `clip` before a step (None: not) and keeps their norm, as it was, in `grad_norm`.
+    Scaled as by Liu et al. 2025, it takes AdamW's rate. It is torch.optim.Muon with adjust_lr_fn="match_rms_adamw",
+    except that this one multiplies in bfloat16 only where the training does: where bfloat16 is emulated, that takes 25
+    times as long as float32 (two CPU cores, 9 M parameters: 22 s a step).
     """
 
-    def __init__(self, parts, clip=1.0):
-        self.parts, self.clip, self.grad_norm = parts, clip, None
+    def __init__(self, matrices, adamw, lr, weight_decay):
+        super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay}, *adamw.param_groups], {})
+        self.adamw = adamw
 
-    @property
-    def param_groups(self):
-        return [group for part in self.parts for group in part.param_groups]
-
-    def zero_grad(self):
-        for part in self.parts:
-            part.zero_grad()
-
+    @torch.no_grad()
     def step(self):
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.grad_norm = float(norm.full_tensor() if is_shared(norm) else norm)
-        if not np.isfinite(self.grad_norm):
-            raise FloatingPointError(f"the gradient's norm is {self.grad_norm}: the weights are kept as they were")
-        if self.clip is not None and self.grad_norm > self.clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self):
-        """The states of all parts, with the parameters counted through."""
-        state, groups = {}, []
-        for part, first in self._numbered():
-            own = part.state_dict()
-            state |= {first + i: values for i, values in own["state"].items()}
-            groups += [group | {"params": [first + i for i in group["params"]]} for group in own["param_groups"]]
-        return {"state": state, "param_groups": groups}
-
-    def load_state_dict(self, whole):
-        if len(whole["param_groups"]) != len(self.param_groups):
-            raise ValueError("the checkpoint was made with another optimizer (see --optimizer)")
-        groups = iter(whole["param_groups"])
-        for part, first in self._numbered():
-            own = [next(groups) for _ in part.param_groups]
-            numbers = [i for group in own for i in group["params"]]
-            part.load_state_dict({
-                "state": {i - first: whole["state"][i] for i in numbers if i in whole["state"]},
-                "param_groups": [group | {"params": [i - first for i in group["params"]]} for group in own],
-            })  # fmt: skip
-
-    def _numbered(self):
-        first = 0
-        for part in self.parts:
-            yield part, first
-            first += sum(len(group["params"]) for group in part.param_groups)
+        group, *others = self.param_groups
+        for p in group["params"]:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum = self.state[p]["momentum"].lerp_(p.grad, 0.05)
+            update = orthogonalize(p.grad.lerp(momentum, 0.95))
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+        self.adamw.state, self.adamw.param_groups = self.state, others
+        self.adamw.step()
 
 
-def build_optimizer(model, name, lr, weight_decay, clip):
-    """AdamW for all, or ("muon") Muon for the matrices of the blocks and AdamW for the rest.
-
-    Muon (Jordan et al. 2024) makes each matrix's update orthogonal; scaled as by Liu et al. 2025 it takes AdamW's rate.
-    """
-    if name == "adamw":
-        return Optimizers([make_optimizer(model, lr, weight_decay)], clip)
-    if autocast_dtype(next(model.parameters()).device) is None:
-        torch.optim._muon._zeropower_via_newtonschulz = orthogonalize
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    for p in matrices:
-        p.requires_grad_(False)  # so that make_optimizer leaves them out
-    adamw = make_optimizer(model, lr, weight_decay)
-    for p in matrices:
-        p.requires_grad_(True)
-    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Optimizers([muon, adamw], clip)
-
-
-def orthogonalize(matrix, coefficients, n_steps, eps):
-    """Muon's Newton-Schulz iteration in the matrix's own format: [m, n] with all singular values near 1.
-
-    PyTorch's works in bfloat16. Where that is only emulated, it takes 25 times as long as this (2-core CPU, 9 M
-    parameters: 22 s a step).
-    """
-    a, b, c = coefficients
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(n_steps):
+def orthogonalize(matrix):
+    """Five Newton-Schulz iterations: [m, n] -> [m, n] with the same singular vectors, all singular values near 1."""
+    x = matrix.bfloat16() if autocast_dtype(matrix.device) == torch.bfloat16 else matrix
+    x = x.T if x.shape[0] > x.shape[1] else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
         gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-# ---- processes
-
-
-class LossModule(nn.Module):
-    """A module whose forward pass is the loss, which is what DDP and FSDP can wrap: inputs, targets [B, T] -> []."""
-
-    def __init__(self, model, compiled=False):
-        super().__init__()
-        self.model = model
-        self.loss_fn = compile_or_eager(next_token_loss) if compiled else next_token_loss
-
-    def forward(self, inputs, targets):
-        # evaluation is not compiled: it would be compiled a second time, for other settings
-        return (self.loss_fn if self.training else next_token_loss)(self.model, inputs, targets)
-
-
-def call(module, inputs, targets):
-    return module(inputs, targets)
-
-
-def synchronised(n_batches):
-    """A loss function for one `training_step`: with DDP, gradients travel with the last of its batches only."""
-    done = 0
-
-    def loss_fn(module, inputs, targets):
-        nonlocal done
-        done += 1
-        if isinstance(module, DistributedDataParallel):
-            module.require_backward_grad_sync = done == n_batches
-        return module(inputs, targets)
-
-    return loss_fn
-
-
-def recompute_blocks(model):
-    """Activation checkpointing (Chen et al. 2016): the backward pass computes the inside of each block once more."""
-    for block in model.blocks:
-        block.forward = partial(recompute, block.forward, use_reentrant=False)
-
-
-def wrap(model, processes, fsdp=False, compiled=False):
-    """The module that a step calls: DDP where there are several processes, or FSDP2, which gives each process a share
-    of weights, gradients and optimizer state."""
-    device, module = processes.device, LossModule(model, compiled)
-    if fsdp:
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second or two
-
-        mesh = dist.init_device_mesh(device.type, (processes.world,))
-        # On a CPU, autocast alone rounds: its layer_norm wants input and weight in one format.
-        param_dtype = autocast_dtype(device) if device.type == "cuda" else None
-        policy = MixedPrecisionPolicy(param_dtype=param_dtype, cast_forward_inputs=False)
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        return fully_shard(module, mesh=mesh)  # the head stays in float32: LinearCrossEntropy adds up its gradient
-    if processes.world > 1:
-        if compiled:
-            torch._dynamo.config.optimize_ddp = False  # it cannot split a graph that holds LinearCrossEntropy
-        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
-    return module
-
-
-def is_shared(tensor):
-    """Whether each process holds only a share of it."""
-    return hasattr(tensor, "full_tensor")
-
-
-def gather(model, optimizer):
-    """(model, optimizer) with all their numbers in this process, for a checkpoint. All processes must take part."""
-    if not any(map(is_shared, model.parameters())):
-        return model, optimizer
-
-    def whole(value):
-        return value.full_tensor().cpu() if is_shared(value) else value
-
-    with torch.device("meta"):
-        gathered = GPTModel(model.config)
-    gathered.load_state_dict({name: whole(value) for name, value in model.state_dict().items()}, assign=True)
-    if model.config.tie_weights:
-        gathered.head.weight = gathered.token_embedding.weight
-    state = optimizer.state_dict()
-    state["state"] = {i: {name: whole(v) for name, v in values.items()} for i, values in state["state"].items()}
-    return gathered, SimpleNamespace(state_dict=lambda: state)
-
-
-def load_optimizer(optimizer, state):
-    """Load a gathered optimizer state; of sharded parameters each process keeps its share."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def share(value, p):
-        if is_shared(p) and value.shape == p.shape:
-            from torch.distributed.tensor import distribute_tensor
-
-            return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
-        return value
-
-    values = {i: {name: share(v, parameters[i]) for name, v in vs.items()} for i, vs in state["state"].items()}
-    optimizer.load_state_dict(state | {"state": values})
-
-
-class Processes:
-    """This process among those that torchrun started (or alone): its number, its device, and sums over all."""
-
-    def __init__(self):
-        self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        self.device = get_device()
-        if self.world > 1:
-            if self.device.type == "cuda":
-                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-        if self.device.index is not None:
-            torch.cuda.set_device(self.device)
-
-    def total(self, *values):
-        """The sum of each number over all processes."""
-        if self.world == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
-
-    def close(self):
-        if self.world > 1:
-            dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def stop_on_signals():
-    """Gives a list that is empty until Ctrl-C or SIGTERM comes; the third signal ends the process as usual."""
-    stop = []
-
-    def on_signal(number, frame):
-        stop.append(number)
-        if len(stop) > 2:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def build_optimizer(model, name, lr, weight_decay):
+    """AdamW for all, or ("muon") Muon for the matrices of the blocks and AdamW for the rest."""
+    adamw = make_optimizer(model, lr, weight_decay)
+    if name == "adamw":
+        return adamw
+    inside, group = set(model.blocks.parameters()), adamw.param_groups[0]  # of all matrices
+    matrices = [p for p in group["params"] if p in inside]
+    group["params"] = [p for p in group["params"] if p not in inside]
+    return Muon(matrices, adamw, lr, weight_decay)
 
 
 # ---- checkpoints
@@ -355,7 +156,7 @@ def newest_whole(out):
     """The newest checkpoint whose checksum is right, or None."""
     for file in reversed(checkpoints_in(out)):
         with contextlib.suppress(ValueError):
-            read_checkpoint(file)
+            read_state(file)
             return file
     return None
 
@@ -368,7 +169,7 @@ def load_newest(out, model, scaler, first=True):
     state, damaged = {}, []
     for file in reversed(checkpoints_in(out)):
         try:
-            history = load_checkpoint(file, model, SimpleNamespace(load_state_dict=state.update), scaler)
+            history = load_state(file, model, SimpleNamespace(load_state_dict=state.update), scaler)
             for bad in damaged if first else []:
                 os.replace(bad, f"{bad}.damaged")
             return history, state
@@ -386,7 +187,7 @@ def save_run(out, keep, model, optimizer, tokenizer, scaler, history):
     """A checkpoint for --resume, the last `keep` of them, and the model as a Hugging Face folder. False: disk full."""
     file = out / "checkpoints" / f"step_{history.steps_done:08d}.safetensors"
     try:
-        save_checkpoint(file, model, optimizer, scaler, history)
+        save_state(file, model, optimizer, scaler, history)
         for old in checkpoints_in(out)[:-keep]:
             old.unlink()
         save_model(model, tokenizer, out)
@@ -433,6 +234,15 @@ def read_metrics(out):
     return [entry for entry in entries if entry]
 
 
+def note_step(out, entry):
+    """Add a line to OUT/metrics.jsonl; where the disk is full, the run goes on without it."""
+    try:
+        with open(out / "metrics.jsonl", "a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        tqdm.write(f"step {entry['step']}: not noted in {out / 'metrics.jsonl'}: {error}")
+
+
 def plot_metrics(out):
     """Draw OUT/loss.png: loss against tokens."""
     from matplotlib.figure import Figure
@@ -450,14 +260,18 @@ def plot_metrics(out):
     write_file(out / "loss.png", picture.getvalue())
 
 
-def write_sample(out, model, tokenizer, step, seed):
-    """Add what the model writes from nothing to OUT/samples.txt."""
+def show(out, model, tokenizer, step, seed):
+    """Draw OUT/loss.png, and add what the model writes from nothing to OUT/samples.txt."""
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
     n_new = min(100, model.config.context_length - 1)
     tokens = generate(model, [tokenizer.eot_token], n_new, temperature=0.8, top_k=50, generator=generator)
     sample = f"--- step {step}\n{tokenizer.decode(tokens[0, 1:].tolist())}\n"
     file = out / "samples.txt"
-    write_file(file, (file.read_bytes() if file.is_file() else b"") + sample.encode())
+    try:
+        write_file(file, (file.read_bytes() if file.is_file() else b"") + sample.encode())
+        plot_metrics(out)
+    except OSError as error:
+        tqdm.write(f"step {step}: {error}")
 
 
 # ---- the run
@@ -567,13 +381,11 @@ def locked(out):
 
 
 def write_file(file, content):
-    """Write aside, then rename: at every moment there is a whole file. Raises OSError that names it."""
-    aside = file.with_name(f"{file.name}.partial")
+    """Write a file atomically. Raises OSError that names it."""
     try:
-        aside.write_bytes(content)
-        os.replace(aside, file)
+        with write_atomically(file) as part:
+            part.write_bytes(content)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise OSError(f"{file} could not be written ({error})") from None
 
 
@@ -597,7 +409,7 @@ def note_settings(args, config, manifest):
 
 def tidy(out, steps_done):
     """Take from OUT what an earlier run left beyond step `steps_done`: metrics, samples, half-written checkpoints."""
-    for file in (out / "checkpoints").glob("step_*.safetensors.partial"):
+    for file in (out / "checkpoints").glob("step_*.safetensors.part"):
         file.unlink()
     file, entries = out / "metrics.jsonl", read_metrics(out)
     for row, line in enumerate(file.read_bytes().splitlines() if file.is_file() else [], 1):
@@ -613,15 +425,6 @@ def tidy(out, steps_done):
             break
 
 
-def note(history, val_loss):
-    """An entry in the history that the checkpoint carries, as `shared.training.train` makes it."""
-    history.step.append(history.steps_done)
-    history.tokens.append(history.tokens_done)
-    history.train_loss.append(sum(history.recent_losses) / len(history.recent_losses))
-    history.val_loss.append(val_loss)
-    history.recent_losses = []
-
-
 def open_corpus(args):
     """(manifest, tokenizer, configuration of the model, windows of training and validation), or SystemExit."""
     try:
@@ -635,7 +438,8 @@ def open_corpus(args):
 
 
 def build(args, config, processes):
-    """(model, the module that a step calls, optimizer, scaler, history), new or from the last checkpoint."""
+    """The parts of a run, new or from the last checkpoint: model, the module that a step calls, optimizer, scaler and
+    history."""
     device = processes.device
     seed_everything(args.seed)
     model = GPTModel(config)
@@ -650,21 +454,78 @@ def build(args, config, processes):
     if args.recompute:
         recompute_blocks(model)
     module = wrap(model, processes, args.fsdp, args.compile)
-    optimizer = build_optimizer(model, args.optimizer, args.lr, args.weight_decay, args.clip or None)
+    optimizer = build_optimizer(model, args.optimizer, args.lr, args.weight_decay)
     if optimizer_state:
         try:
             load_optimizer(optimizer, optimizer_state)
         except ValueError as error:
-            raise SystemExit(f"--resume: {error}") from None
-    return model, module, optimizer, scaler, history
+            raise SystemExit(f"--resume: the checkpoint is of another optimizer (see --optimizer): {error}") from None
+    return SimpleNamespace(model=model, module=module, optimizer=optimizer, scaler=scaler, history=history)
+
+
+def run_steps(args, processes, run, tokenizer, train_windows, val_windows, total_steps):
+    """Steps until the last one or a signal. What they measured is noted after each, the state is saved by the clock and
+    at the end."""
+    rank, world, device, history = processes.rank, processes.world, processes.device, run.history
+    first, peak, flops = rank == 0, peak_flops(device, args.peak_tflops), flops_per_token(run.model.config)
+    val_batches = batches_of(val_windows, val_windows.evenly(args.eval_windows, world), args.batch, rank, world)
+    saved_at, stopping = time.monotonic(), False
+    bar = tqdm(total=total_steps, initial=history.steps_done, unit="step", disable=None if first else True)
+    run.module.train()
+    # patience: torchrun and the terminal may both pass Ctrl-C on
+    with bar, stop_on(signal.SIGINT, signal.SIGTERM, patience=2) as stop:
+        while history.steps_done < total_steps and not stopping:
+            step, started = history.steps_done, time.perf_counter()
+            torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # dropout too is a function of the step
+            rate = learning_rate(step, total_steps, args.lr, args.warmup, args.min_lr)
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate
+            starts = train_windows.random(step, args.tokens_per_step // train_windows.context_length)
+            batches = batches_of(train_windows, starts, args.batch, rank, world)
+            loss_fn, clip = synchronised(len(batches)), args.clip or None
+            try:
+                loss, _, norm = training_step(run.module, batches, loss_fn, run.optimizer, run.scaler, clip)
+            except FloatingPointError as error:
+                good = newest_whole(args.out) or "none yet"
+                raise SystemExit(f"step {step + 1}: {error}. The last good checkpoint: {good}") from None
+            due = first and time.monotonic() - saved_at > 60 * args.checkpoint_minutes
+            loss, stopping, due = processes.total(loss / world, len(stop), due)
+            speed = args.tokens_per_step / (time.perf_counter() - started)
+            history.add_step(loss, args.tokens_per_step)
+            entry = {"step": history.steps_done, "tokens": history.tokens_done, "loss": round(loss, 6), "lr": rate,
+                     "grad_norm": norm if np.isfinite(norm) else None, "tokens_per_s": round(speed, 1)}  # fmt: skip
+            if peak:
+                entry["mfu"] = round(speed * flops / (peak * world), 4)
+            last = history.steps_done == total_steps or stopping
+            if history.steps_done % args.eval_every == 0 or last:
+                total, count = processes.total(mean_loss(run.module, val_batches, call), 1)
+                history.add_entry(total / count)
+                entry |= {"val_loss": round(total / count, 6), "memory_mb": (peak_memory(device) or 0) // 2**20}
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            if first:
+                note_step(args.out, entry)
+            if "val_loss" in entry or due:
+                whole = gather(run.model, run.optimizer)
+            if "val_loss" in entry and first:
+                bar.write(f"step {entry['step']:,} of {total_steps:,} | {entry['tokens']:,} tokens | loss "
+                          f"{history.train_loss[-1]:.4f}, validation {entry['val_loss']:.4f} | {speed:,.0f} tokens/s")
+                show(args.out, whole[0], tokenizer, entry["step"], args.seed)
+            if due or last:
+                saved = not first or save_run(args.out, args.keep, *whole, tokenizer, run.scaler, history)
+                if last and not saved:
+                    raise SystemExit("the run ends, and its last state could not be saved")
+                saved_at = time.monotonic()
+    if stopping:
+        print(f"stopped after step {history.steps_done:,} of {total_steps:,}: --resume goes on from there")
 
 
 def pretrain(args, processes, until_the_end):
     """The whole run in this process. `until_the_end` is an ExitStack for the lock of its folder."""
-    rank, world, device, first = processes.rank, processes.world, processes.device, processes.rank == 0
+    world, device, first = processes.world, processes.device, processes.rank == 0
     manifest, tokenizer, config, train_windows, val_windows = open_corpus(args)
     total_steps, args.tokens_per_step = count_steps(args, config.context_length, world)
-    warmup = total_steps // 50 if args.warmup is None else args.warmup
+    args.warmup = total_steps // 50 if args.warmup is None else args.warmup
     if args.fsdp and (world == 1 or autocast_dtype(device) == torch.float16):
         raise SystemExit("--fsdp needs several processes (torchrun) and a device that computes in bfloat16 or float32")
     if first:
@@ -679,74 +540,14 @@ def pretrain(args, processes, until_the_end):
         raise SystemExit(f"{args.out} holds a model.safetensors, but no checkpoint to go on from: give another --out")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # for the products that stay in float32
-    model, module, optimizer, scaler, history = build(args, config, processes)
-    n_parameters = count_parameters(model)
-
+    run = build(args, config, processes)
     print(f"{describe(device)} | {world} process{'es' * (world > 1)}{', FSDP' * args.fsdp}")
-    print(f"{n_parameters:,} parameters | {total_steps:,} steps of {args.tokens_per_step:,} tokens, "
-          f"from step {history.steps_done:,} | the corpus has {manifest['splits']['train']['tokens']:,}", flush=True)
+    print(f"{count_parameters(run.model):,} parameters | {total_steps:,} steps of {args.tokens_per_step:,} tokens, from"
+          f" step {run.history.steps_done:,} | the corpus has {manifest['splits']['train']['tokens']:,}", flush=True)
     if first:
         note_settings(args, config, manifest)
-        tidy(args.out, history.steps_done)
-    peak, flops = peak_flops(device, args.peak_tflops), flops_per_token(config)
-    val_batches = batches_of(val_windows, val_windows.evenly(args.eval_windows, world), args.batch, rank, world)
-    saved_at, stopping = time.monotonic(), False
-    bar = tqdm(total=total_steps, initial=history.steps_done, unit="step", disable=None if first else True)
-    module.train()
-    with bar, stop_on_signals() as stop:
-        while history.steps_done < total_steps and not stopping:
-            step, started = history.steps_done, time.perf_counter()
-            torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # dropout too is a function of the step
-            rate = learning_rate(step, total_steps, args.lr, warmup, args.min_lr)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            starts = train_windows.random(step, args.tokens_per_step // config.context_length)
-            batches, optimizer.grad_norm = batches_of(train_windows, starts, args.batch, rank, world), None
-            try:
-                loss, _ = training_step(module, batches, synchronised(len(batches)), optimizer, scaler, clip=None)
-            except FloatingPointError as error:
-                good = newest_whole(args.out) or "none yet"
-                raise SystemExit(f"step {step + 1}: {error}. The last good checkpoint: {good}") from None
-            due = first and time.monotonic() - saved_at > 60 * args.checkpoint_minutes
-            loss, stopping, due = processes.total(loss / world, len(stop), due)
-            speed = args.tokens_per_step / (time.perf_counter() - started)
-            history.steps_done += 1
-            history.tokens_done += args.tokens_per_step
-            history.recent_losses.append(loss)
-            entry = {"step": history.steps_done, "tokens": history.tokens_done, "loss": round(loss, 6), "lr": rate,
-                     "grad_norm": optimizer.grad_norm, "tokens_per_s": round(speed, 1)}  # fmt: skip
-            if peak:
-                entry["mfu"] = round(speed * flops / (peak * world), 4)
-            last = history.steps_done == total_steps or stopping
-            if history.steps_done % args.eval_every == 0 or last:
-                total, count = processes.total(evaluate(module, val_batches, call), 1)
-                entry |= {"val_loss": round(total / count, 6), "memory_mb": (peak_memory(device) or 0) // 2**20}
-                note(history, total / count)
-            if first:
-                try:
-                    with open(args.out / "metrics.jsonl", "a", encoding="utf-8") as metrics:
-                        metrics.write(json.dumps(entry) + "\n")
-                except OSError as error:
-                    bar.write(f"step {entry['step']}: not noted in {args.out / 'metrics.jsonl'}: {error}")
-            bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            if "val_loss" in entry or due:
-                gathered = gather(model, optimizer)
-            if "val_loss" in entry and first:
-                bar.write(f"step {entry['step']:,} of {total_steps:,} | {entry['tokens']:,} tokens | loss "
-                          f"{history.train_loss[-1]:.4f}, validation {entry['val_loss']:.4f} | {speed:,.0f} tokens/s")
-                try:
-                    write_sample(args.out, gathered[0], tokenizer, entry["step"], args.seed)
-                    plot_metrics(args.out)
-                except OSError as error:
-                    bar.write(f"step {entry['step']}: {error}")
-            if due or last:
-                saved = not first or save_run(args.out, args.keep, *gathered, tokenizer, scaler, history)
-                if last and not saved:
-                    raise SystemExit("the run ends, and its last state could not be saved")
-                saved_at = time.monotonic()
-    if stopping:
-        print(f"stopped after step {history.steps_done:,} of {total_steps:,}: --resume goes on from there")
+        tidy(args.out, run.history.steps_done)
+    run_steps(args, processes, run, tokenizer, train_windows, val_windows, total_steps)
 
 
 def main(argv=None):

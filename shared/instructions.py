@@ -15,8 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from shared.batches import LengthBuckets, as_list
 from shared.files import write_atomically
 from shared.generation import generate
+from shared.loss import IGNORE, hidden_loss
 from shared.tokenizer import END_OF_TEXT, valid_unicode
-from shared.training import IGNORE, hidden_loss
 
 
 @dataclass(frozen=True)

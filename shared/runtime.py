@@ -1,13 +1,16 @@
-"""Where and how the code runs: device, number format, scale and seed.
+"""Where and how the code runs: device, number format, scale, seed, and how it is stopped.
 
 Three environment variables are read here and nowhere else: `LLM_DEVICE` (for example `cpu`, `cuda:1`, `mps`),
 `LLM_DTYPE` (`auto`, `float32`, `bfloat16` or `float16`) and `LLM_SCALE` (`quick` or `full`). Nothing is decided at
 import time.
 """
 
+import contextlib
 import os
 import random
+import signal
 import sys
+import threading
 
 import numpy as np
 import torch
@@ -93,6 +96,30 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def stop_on(*signals, patience=1):
+    """Gives a list that is empty until one of `signals` comes (signal.SIGINT: Ctrl-C, a notebook's stop button).
+
+    The block looks at the list where it can end well. When more than `patience` have come, KeyboardInterrupt is raised.
+    """
+    stop = []
+
+    def on_signal(number, frame):
+        stop.append(number)
+        if len(stop) > patience:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield stop
+        return
+    previous = {number: signal.signal(number, on_signal) for number in signals}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def peak_memory(device="cpu"):

@@ -129,7 +129,7 @@ def lively(config, seed=0):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_logits_loss_and_greedy_output_equal_transformers(config):
     from shared.generation import generate
-    from shared.training import next_token_loss
+    from shared.loss import next_token_loss
 
     model = lively(config)
     theirs = copy_to_transformers(model)

@@ -37,8 +37,9 @@ from shared.gpt import (
     published_name,
     to_published,
 )
+from shared.loss import next_token_loss
 from shared.tokenizer import BPETokenizer
-from shared.training import make_optimizer, next_token_loss, training_step
+from shared.training import make_optimizer, training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")

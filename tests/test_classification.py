@@ -32,7 +32,7 @@ from shared.classification import (
 )
 from shared.gpt import GPTConfig, GPTModel
 from shared.tokenizer import BPETokenizer
-from shared.training import evaluate
+from shared.training import mean_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")
@@ -439,7 +439,7 @@ def test_the_validation_loss_is_the_plain_mean(tokenizer, monkeypatch):
     weights = torch.tensor([1.0, 9.0])
     classifier, history = fine_tune(tokenizer, epochs=1, weights=weights)
     data = LabelledTexts(easy_messages(50, seed=1), tokenizer, 48)
-    expected = evaluate(classifier, [collate([data[i]]) for i in range(50)], classification_loss)
+    expected = mean_loss(classifier, [collate([data[i]]) for i in range(50)], classification_loss)
     assert history.val_loss[-1] == pytest.approx(expected, abs=1e-5)
     plain = fine_tune(tokenizer, epochs=1)[0]
     texts = [text for _, text in easy_messages(50, seed=1)]
@@ -476,8 +476,8 @@ def test_a_broken_run_goes_on_bit_for_bit(tokenizer, tmp_path, what):
     unbroken, history = run()
     file = tmp_path / "c.safetensors"
     with pytest.raises(RuntimeError, match="power cut"):
-        run(stop_after=11, checkpoint=file, checkpoint_every=9)  # in the middle of the second pass
-    resumed, second = run(checkpoint=file, checkpoint_every=9, resume=True)
+        run(stop_after=11, checkpoint=file, eval_every=9)  # in the middle of the second pass
+    resumed, second = run(checkpoint=file, eval_every=9, resume=True)
     assert second.steps_done == history.steps_done == 21
     assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True))
 

@@ -11,7 +11,7 @@ from tools import notebooks
 SHARED = notebooks.ROOT / "shared"
 ORDER = (
     "runtime", "files", "data", "tokenizer_files", "tokenizer", "batches", "bigrams", "attention", "gpt", "llama",
-    "loss", "sampling", "generation", "training", "resume", "gguf", "checkpoints", "classification", "instructions",
+    "loss", "sampling", "generation", "resume", "training", "gguf", "checkpoints", "classification", "instructions",
     "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))

@@ -34,8 +34,9 @@ from shared.instructions import (
     respond,
     save_responses,
 )
+from shared.loss import IGNORE, next_token_loss
 from shared.tokenizer import BPETokenizer
-from shared.training import IGNORE, next_token_loss, train
+from shared.training import train
 from tests.test_attention_and_gpt import lively
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -463,7 +464,7 @@ def test_resumed_training_is_the_unbroken_one_bit_for_bit(tokenizer, entries, tm
         return next_token_loss(model, inputs, targets)
 
     with pytest.raises(StopHereError):
-        run(breaks, checkpoint=tmp_path / "run", checkpoint_every=7)
+        run(breaks, checkpoint=tmp_path / "run", eval_every=7)
     resumed, again = run(checkpoint=tmp_path / "run", resume=True)
     assert again.steps_done == history.steps_done == 15
     assert again.tokens_done == history.tokens_done

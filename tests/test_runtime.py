@@ -1,5 +1,7 @@
 """Device, number format, scale: what is chosen, what the settings decide, and what is refused."""
 
+import signal
+
 import pytest
 import torch
 
@@ -76,3 +78,19 @@ def test_the_line_of_a_lesson_says_the_format_and_why(monkeypatch):
     assert "float32: this CPU has no bfloat16 units" in runtime.describe("cpu")
     monkeypatch.setenv("LLM_DTYPE", "bfloat16")
     assert "bfloat16: LLM_DTYPE asks for it (auto would not: this CPU has no bfloat16" in runtime.describe("cpu")
+
+
+def test_stop_on_collects_signals_until_patience_ends_and_gives_the_handlers_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with runtime.stop_on(signal.SIGINT, signal.SIGTERM, patience=2) as stop:
+        assert not stop
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop == [signal.SIGTERM, signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt), runtime.stop_on(signal.SIGINT):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))

@@ -28,9 +28,10 @@ from shared.checkpoints import load_base
 from shared.classification import SpamClassifier, parse_messages
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel
+from shared.loss import chunked_loss, next_token_loss
 from shared.runtime import autocast_dtype, get_device, peak_memory
 from shared.tokenizer import BPETokenizer, load_tokenizer
-from shared.training import mixed_precision, next_token_loss
+from shared.training import mixed_precision
 
 SIZES = {
     "30m": (GPTConfig(50257, 256, emb_dim=384, n_heads=6, n_layers=6), 8),
@@ -65,7 +66,7 @@ def plain_loss(model, x, y):
 # name -> (model, loss); transformers shifts the labels itself, which costs it what it costs its users
 TRAINED = {
     "this course": (GPTModel, next_token_loss),
-    "this course, all logits at once": (GPTModel, plain_loss),
+    "this course, logits in chunks": (GPTModel, chunked_loss),
     "transformers": (hugging_face, lambda model, x, y: model(x, labels=y).loss),
     "llms-from-scratch (fast class)": (from_scratch, plain_loss),
 }

@@ -3,9 +3,11 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("the gradient forgets the one-hot", find=".scatter_(1, safe, chosen.exp() - 1)", replace=""),
-    Mutation("ignored targets count", find="share = (valid / count).to(w.dtype)",
-             replace="share = (1 / count).to(w.dtype)"),
+    Mutation("ignored targets count", find="(targets != IGNORE).sum().clamp(min=1)", replace="targets.numel()",
+             count=2),
+    Mutation("the chunks are one", find="hidden.split(n_rows), targets.split(n_rows)", replace="[hidden], [targets]"),
+    Mutation("a chunk is left out", find="for chunk in chunks])",
+             replace="for chunk in list(chunks)[1:] or [(hidden, targets)]])"),
     Mutation("every batch weighs the same in the evaluation", find="total += loss_fn(model, *batch).item() * n",
              replace="total, n = total + loss_fn(model, *batch).item(), 1"),
     Mutation("norms and biases decay too", find="if p.dim() < 2], \"weight_decay\": 0.0}",

@@ -1,0 +1,44 @@
+"""The loss of a language model: cross-entropy of its prediction for each next token, plain or a few rows at a time.
+
+Shapes: B batch, T tokens, D width, N rows, that is, tokens of all texts one after the other.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+IGNORE = -100  # a target that does not count, as in F.cross_entropy
+
+
+def hidden_loss(model, hidden, targets):
+    """Mean cross-entropy in nats of what the head makes of hidden vectors: hidden [N, D], targets [N] -> [].
+
+    Targets equal to IGNORE do not count; where none counts, the loss is 0.
+    """
+    logits = model.head(hidden).float()  # [N, V]
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    return total / (targets != IGNORE).sum().clamp(min=1)
+
+
+def next_token_loss(model, inputs, targets):
+    """Mean cross-entropy in nats of `model`'s prediction for every target: inputs, targets [B, T] -> [].
+
+    Targets equal to IGNORE do not count; where none counts, the loss is 0.
+    """
+    return hidden_loss(model, model.hidden(inputs).flatten(0, 1), targets.flatten())
+
+
+def chunked_loss(model, inputs, targets, n_rows=512):
+    """`next_token_loss` in less memory: there are logits of `n_rows` tokens at a time, never of all.
+
+    They are forgotten as soon as their loss is known, and the backward pass computes them once more (activation
+    checkpointing, Chen et al. 2016).
+    """
+
+    def part(hidden, targets):
+        return F.cross_entropy(model.head(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
+
+    hidden, targets = model.hidden(inputs).flatten(0, 1), targets.flatten()  # [N, D], [N]
+    chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
+    total = torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    return total / (targets != IGNORE).sum().clamp(min=1)
