@@ -39,10 +39,11 @@ from shared.checkpoints import save_model  # noqa: E402
 from shared.files import write_atomically  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
+from shared.loss import mean_loss  # noqa: E402
 from shared.resume import History, load_state, read_state, save_state  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything, stop_on  # noqa: E402
 from shared.tokenizer import load_tokenizer  # noqa: E402
-from shared.training import learning_rate, make_optimizer, mean_loss, training_step  # noqa: E402
+from shared.training import learning_rate, make_optimizer, training_step  # noqa: E402
 
 # Peak TFLOP/s of matrix products without sparsity, bfloat16 (float16 where there is none), from NVIDIA's data sheets.
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "V100": 125,

@@ -1,11 +1,16 @@
-"""The loss of a language model: cross-entropy of its prediction for each next token, plain or a few rows at a time.
+"""The loss of a language model: cross-entropy of its prediction for each next token, plain, in chunks, or as a mean.
 
 Shapes: B batch, T tokens, D width, N rows, that is, tokens of all texts one after the other.
 """
 
+import contextlib
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from shared.runtime import autocast_dtype
 
 IGNORE = -100  # a target that does not count, as in F.cross_entropy
 
@@ -42,3 +47,31 @@ def chunked_loss(model, inputs, targets, n_rows=512):
     chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
     total = torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
     return total / (targets != IGNORE).sum().clamp(min=1)
+
+
+def mixed_precision(device):
+    """A context in which matrix products run in the number format that `autocast_dtype` chooses for `device`."""
+    dtype = autocast_dtype(device)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
+
+
+def mean_loss(model, loader, loss_fn=next_token_loss, max_batches=None):
+    """Mean loss over the batches of `loader` (at most `max_batches`), each target counted once, without dropout.
+
+    The model goes back to the mode it was in. Raises ValueError where no target counts.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    total, count = 0.0, 0
+    model.eval()
+    try:
+        with torch.no_grad(), mixed_precision(device):
+            for batch in itertools.islice(loader, max_batches):
+                batch = [tensor.to(device) for tensor in batch]
+                n = (batch[-1] != IGNORE).sum().item()
+                total += loss_fn(model, *batch).item() * n
+                count += n
+    finally:
+        model.train(was_training)
+    if count == 0:
+        raise ValueError("there is nothing to evaluate: the loader gave no batch with a target that counts")
+    return total / count

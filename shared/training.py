@@ -1,10 +1,8 @@
-"""Training: number formats, mean loss, optimizer, schedule, step, loop, loss plot.
+"""Training: optimizer, schedule, step, loop, loss plot.
 
 A batch is a tuple of tensors that `loss_fn(model, *batch)` takes; the last one holds the targets.
 """
 
-import contextlib
-import itertools
 import math
 import signal
 import time
@@ -13,37 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from shared.loss import IGNORE, next_token_loss
+from shared.loss import IGNORE, mean_loss, mixed_precision, next_token_loss
 from shared.resume import History, load_state, save_state
 from shared.runtime import autocast_dtype, stop_on
-
-
-def mixed_precision(device):
-    """A context in which matrix products run in the number format that `autocast_dtype` chooses for `device`."""
-    dtype = autocast_dtype(device)
-    return contextlib.nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
-
-
-def mean_loss(model, loader, loss_fn=next_token_loss, max_batches=None):
-    """Mean loss over the batches of `loader` (at most `max_batches`), each target counted once, without dropout.
-
-    The model goes back to the mode it was in. Raises ValueError where no target counts.
-    """
-    device, was_training = next(model.parameters()).device, model.training
-    total, count = 0.0, 0
-    model.eval()
-    try:
-        with torch.no_grad(), mixed_precision(device):
-            for batch in itertools.islice(loader, max_batches):
-                batch = [tensor.to(device) for tensor in batch]
-                n = (batch[-1] != IGNORE).sum().item()
-                total += loss_fn(model, *batch).item() * n
-                count += n
-    finally:
-        model.train(was_training)
-    if count == 0:
-        raise ValueError("there is nothing to evaluate: the loader gave no batch with a target that counts")
-    return total / count
 
 
 def make_optimizer(model, lr=4e-4, weight_decay=0.1, betas=(0.9, 0.95)):

@@ -31,8 +31,8 @@ from shared.classification import (
     train_classifier,
 )
 from shared.gpt import GPTConfig, GPTModel
+from shared.loss import mean_loss
 from shared.tokenizer import BPETokenizer
-from shared.training import mean_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = (ROOT / "shared/data/samples/the-lamp-room.txt").read_text(encoding="utf-8")

@@ -18,9 +18,8 @@ from shared.evaluation import multiple_choice, perplexity
 from shared.generation import KVCache, decode_step, generate, prefill, stream
 from shared.gpt import GPTConfig
 from shared.instructions import answer_loss
-from shared.loss import IGNORE, next_token_loss
+from shared.loss import IGNORE, mean_loss, next_token_loss
 from shared.tokenizer import BPETokenizer
-from shared.training import mean_loss
 from tests.test_attention_and_gpt import lively
 
 TEXT = "The lamp burned low, and low burned the lamp; nobody in the room had seen who lit it. " * 3

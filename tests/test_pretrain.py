@@ -32,9 +32,9 @@ from shared.classification import SpamClassifier, balance, parse_messages, train
 from shared.files import sha256_of  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel  # noqa: E402
 from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond  # noqa: E402
-from shared.loss import chunked_loss, next_token_loss  # noqa: E402
+from shared.loss import chunked_loss, mean_loss, next_token_loss  # noqa: E402
 from shared.tokenizer import BPETokenizer  # noqa: E402
-from shared.training import mean_loss, train, training_step  # noqa: E402
+from shared.training import train, training_step  # noqa: E402
 
 SIZE = ["--layers", "2", "--heads", "2", "--width", "32", "--context", "32"]
 RUN = [*SIZE, "--batch", "4", "--tokens-per-step", "512", "--tokens", "6144", "--lr", "3e-3", "--eval-every", "5",

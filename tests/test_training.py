@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from shared import training
 from shared.batches import create_dataloader
 from shared.gpt import GPTConfig, GPTModel
-from shared.loss import IGNORE, next_token_loss
-from shared.training import learning_rate, make_optimizer, mean_loss, train, training_step
+from shared.loss import IGNORE, mean_loss, next_token_loss
+from shared.training import learning_rate, make_optimizer, train, training_step
 
 CONFIG = GPTConfig(60, 16, 32, 4, 2, drop_rate=0.1)
 IDS = torch.randint(0, 60, (1500,), generator=torch.Generator().manual_seed(0))

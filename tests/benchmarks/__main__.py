@@ -28,10 +28,9 @@ from shared.checkpoints import load_base
 from shared.classification import SpamClassifier, parse_messages
 from shared.generation import generate
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel
-from shared.loss import chunked_loss, next_token_loss
+from shared.loss import chunked_loss, mixed_precision, next_token_loss
 from shared.runtime import autocast_dtype, get_device, peak_memory
 from shared.tokenizer import BPETokenizer, load_tokenizer
-from shared.training import mixed_precision
 
 SIZES = {
     "30m": (GPTConfig(50257, 256, emb_dim=384, n_heads=6, n_layers=6), 8),
