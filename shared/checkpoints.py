@@ -182,6 +182,8 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
     the new one; a link is replaced, not followed. Raises OSError where the folder cannot be written, ValueError for a
     tokenizer that is not of GPT-2's kind, and for a model with other tensors than a plain one, such as a wrapped head.
     """
+    if tokenizer is None and has_tokenizer(Path(folder)):  # they would be read as one
+        raise ValueError(f"{folder} holds a tokenizer, and this model comes without one: choose another folder")
     tensors, config = publish(model)
     bpe, eos = tokenizer and from_tiktoken(tokenizer), None
     with write_together(folder) as aside:
