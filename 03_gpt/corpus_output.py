@@ -27,7 +27,8 @@ OWN_NAME = re.compile(  # of what a run may write into its folder
     rf"state\.db(-journal)?|((manifest|report|checked)\.json|{SHARD.pattern})(\.part)?|report\.png"
     r"|tokenizer(\.part)?(/(vocab\.json|merges\.txt))?"
 )
-PROVENANCE = ("source", "inputs", "settings", "tokenizer", "files")  # the manifest's entries on how it was made
+# The manifest's entries on how it was made.
+PROVENANCE = {"source": dict, "inputs": list, "settings": dict, "tokenizer": dict, "files": dict}
 LARGE = 2**26  # bytes; that a larger file is right is remembered, in checked.json, until the file changes
 
 
@@ -135,7 +136,10 @@ def read_manifest(folder, needed=()):
         shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
         good = manifest["format"] == 1 and manifest["dtype"] == "uint16" and set(manifest["splits"]) == set(SPLITS)
         good = good and all(SHARD.fullmatch(shard["file"]) and shard["tokens"] > 0 for shard in shards)
-    except (ValueError, KeyError, TypeError):
+        good = good and all(type(manifest["splits"][split]["tokens"]) is int for split in SPLITS)
+        good = good and all(isinstance(manifest[name], kind) for name, kind in PROVENANCE.items() if name in manifest)
+        good = good and all({"name", "files", "sha256"} <= set(entry) for entry in manifest.get("inputs", []))
+    except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:
         raise ValueError(f"{path} is damaged, or not a corpus manifest of format 1")
@@ -235,6 +239,8 @@ def merge(parts, out):
 
     The shards are linked, or copied where that is not possible. Duplicates between the parts stay.
     """
+    if len({Path(part).resolve() for part in parts}) < len(parts):
+        raise CorpusError("--merge names a folder twice: its documents would count double")
     manifests = [verify_corpus(part) and read_manifest(part, PROVENANCE) for part in parts]
     first, report = manifests[0], Report()
     for part, manifest in zip(parts, manifests):

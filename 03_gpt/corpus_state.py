@@ -40,7 +40,10 @@ class State:
 
     def load(self, name):
         row = self.connection.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0]) if row else None
+        try:
+            return json.loads(row[0]) if row else None
+        except (ValueError, TypeError) as error:
+            raise CorpusError(f"{self.path} is damaged: {error}; --restart begins anew") from None
 
     def save(self, name, value):
         self.connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value)))

@@ -342,6 +342,10 @@ class Run:
         self.position, self.done = tuple(progress["position"]), progress["done"]
         if begun and not self.done:
             check_unchanged(self.files[self.position[0] :])
+            for before, now in zip(self.inputs, fingerprints(self.settings)):
+                if now["sha256"] and now["files"] > before["files"]:  # those that were read may be gone by now
+                    raise CorpusError(f"{now['name']} had {before['files']:,} files when the run began, now it has "
+                                      f"{now['files']:,}: take the new ones away, or --restart")  # fmt: skip
         self.report = Report(progress["report"])
         states, size = progress["splits"], self.settings.shard_tokens
         self.writers = {split: ShardWriter(self.folder, split, size, states.get(split)) for split in SPLITS}

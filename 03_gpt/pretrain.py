@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E402
 from pretrain_processes import Processes, call, gather, load_optimizer, recompute_blocks, synchronised, wrap  # noqa: E402
 
-from shared.checkpoints import save_model  # noqa: E402
+from shared.checkpoints import OTHER_TOKENIZER_FILES, save_model  # noqa: E402
 from shared.files import write_atomically  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
@@ -147,10 +147,14 @@ def build_optimizer(model, name, lr, weight_decay):
 
 # ---- checkpoints
 
+# What saving a model writes or takes away; before its first checkpoint, a run has made none of these.
+FOLDER_OF_A_MODEL = ("model.safetensors", "config.json", "generation_config.json", "tokenizer_config.json", "vocab.json",
+                     "merges.txt", *OTHER_TOKENIZER_FILES)  # fmt: skip
+
 
 def checkpoints_in(out):
-    """The checkpoints of a run, oldest first."""
-    return sorted((out / "checkpoints").glob("step_*.safetensors"))
+    """The checkpoints of a run, oldest first; not the user's own copies, whatever they are called."""
+    return sorted((out / "checkpoints").glob(f"step_{'[0-9]' * 8}.safetensors"))
 
 
 def newest_whole(out):
@@ -410,7 +414,7 @@ def note_settings(args, config, manifest):
 
 def tidy(out, steps_done):
     """Take from OUT what an earlier run left beyond step `steps_done`: metrics, samples, half-written checkpoints."""
-    for file in (out / "checkpoints").glob("step_*.safetensors.part"):
+    for file in (out / "checkpoints").glob(f"step_{'[0-9]' * 8}.safetensors.part"):
         file.unlink()
     file, entries = out / "metrics.jsonl", read_metrics(out)
     for row, line in enumerate(file.read_bytes().splitlines() if file.is_file() else [], 1):
@@ -500,6 +504,10 @@ def run_steps(args, processes, run, tokenizer, train_windows, val_windows, total
             last = history.steps_done == total_steps or stopping
             if history.steps_done % args.eval_every == 0 or last:
                 total, count = processes.total(mean_loss(run.module, val_batches, call), 1)
+                if not np.isfinite(total):  # this step's update broke the weights, and nothing is saved of them
+                    good = newest_whole(args.out) or "none yet"
+                    raise SystemExit(f"step {step + 1}: the validation loss is {total / count}; a smaller rate may "
+                                     f"help. The last good checkpoint: {good}")  # fmt: skip
                 history.add_entry(total / count)
                 entry |= {"val_loss": round(total / count, 6), "memory_mb": (peak_memory(device) or 0) // 2**20}
             bar.update()
@@ -537,8 +545,9 @@ def pretrain(args, processes, until_the_end):
         until_the_end.enter_context(locked(args.out))
     if checkpoints_in(args.out) and not args.resume:
         raise SystemExit(f"{args.out} already holds a run: --resume goes on with it, another --out starts anew")
-    if not checkpoints_in(args.out) and (args.out / "model.safetensors").exists():
-        raise SystemExit(f"{args.out} holds a model.safetensors, but no checkpoint to go on from: give another --out")
+    for name in FOLDER_OF_A_MODEL if not checkpoints_in(args.out) else ():
+        if (args.out / name).exists():
+            raise SystemExit(f"{args.out} holds a {name}, but no checkpoint to go on from: give another --out")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # for the products that stay in float32
     run = build(args, config, processes)

@@ -11,6 +11,7 @@ import argparse
 import csv
 import io
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def main(argv=None):
     parser.add_argument("model", metavar="MODEL", help="a folder that SpamClassifier.save wrote")
     parser.add_argument("--threshold", type=float, default=0.5, help="call it by the last label from here on")
     args = parser.parse_args(argv)
+    if args.threshold != args.threshold:
+        parser.error("--threshold is NaN, which no probability reaches")
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     sys.stdout.reconfigure(errors="replace")
     try:
@@ -113,11 +116,12 @@ def main(argv=None):
         given, texts = zip(*table, strict=True) if table else ((), lines)
         if table == [] or not text.strip():
             raise ValueError("there is no message")
-    except (ValueError, OSError) as error:
+        probabilities = classifier.predict(texts)[1][:, -1].tolist()
+    except (ValueError, OSError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
     called = []
-    for text, scores in zip(texts, classifier.predict(texts)[1][:, -1].tolist(), strict=True):
+    for text, scores in zip(texts, probabilities, strict=True):
         called.append(classifier.labels[-1 if scores >= args.threshold else 0])
         print(f"{called[-1]}\t{scores:.4f}\t{text}")
     if any(given):
@@ -126,4 +130,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # where `| head` has read enough, it is done
     raise SystemExit(main())

@@ -31,7 +31,7 @@ from shared.tokenizer_files import has_tokenizer, read_bpe_files, tokenizer_conf
 COURSE_BASE = data.places.ROOT / "shared" / "course_base"
 # model_type in config.json: the module that knows this architecture's names and settings, its config, its model.
 ARCHITECTURES = {"gpt2": (gpt, gpt.GPTConfig, gpt.GPTModel)}
-_OTHER_TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
+OTHER_TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 class _SkipInit(TorchFunctionMode):
@@ -182,6 +182,8 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
     the new one; a link is replaced, not followed. Raises OSError where the folder cannot be written, ValueError for a
     tokenizer that is not of GPT-2's kind, and for a model with other tensors than a plain one, such as a wrapped head.
     """
+    if tokenizer is None and has_tokenizer(Path(folder)):  # they would be read as one
+        raise ValueError(f"{folder} holds a tokenizer, and this model comes without one: choose another folder")
     tensors, config = publish(model)
     bpe, eos = tokenizer and from_tiktoken(tokenizer), None
     with write_together(folder) as aside:
@@ -198,7 +200,7 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
         _write_json(aside / "config.json", config | ids | (settings or {}))
         _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
         shutil.copymode(aside / "config.json", aside / "model.safetensors")  # made for its owner's eyes only
-    for stale in _OTHER_TOKENIZER_FILES if bpe else ():  # transformers would prefer these
+    for stale in OTHER_TOKENIZER_FILES if bpe else ():  # transformers would prefer these
         Path(folder, stale).unlink(missing_ok=True)
 
 

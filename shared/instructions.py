@@ -97,7 +97,7 @@ def _checked(row):
         if name not in row and field != "input":
             raise ValueError(f"has no {name}")
         if not isinstance(value, str):
-            raise ValueError(f"{name} is {json.dumps(value)[:40]}, not text")
+            raise ValueError(f"{name} is {json.dumps(value, default=str)[:40]}, not text")
         if field != "input" and not value.strip():
             raise ValueError(f"{name} is empty")
         entry[field] = valid_unicode(value).strip()

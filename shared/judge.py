@@ -99,7 +99,7 @@ class Judge:
                 kept = json.loads(file.read_text(encoding="utf-8"))
                 if isinstance(kept["reply"], str):
                     return kept["reply"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 pass  # a damaged file is asked for again
         self.cache.mkdir(parents=True, exist_ok=True)
         reply = valid_unicode(self.ask(prompt))

@@ -25,6 +25,7 @@ NOT_TAUGHT = {
     "shared/gpt.py:config_from_json": "the keys of config.json and the errors of damaged ones",
     "shared/gpt.py:config_to_json": "the keys of config.json, for other programs",
     "shared/checkpoints.py:COURSE_BASE": "where the course base lies",
+    "shared/checkpoints.py:OTHER_TOKENIZER_FILES": "names of files that other programs write: operation",
     "shared/checkpoints.py:ARCHITECTURES": "a table: which module knows the names in a checkpoint",
     "shared/checkpoints.py:architecture_of": "looks into that table",
     "shared/checkpoints.py:empty_model": "the device meta, without a second of imports; lesson 3.5 does it by hand",

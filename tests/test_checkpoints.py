@@ -616,6 +616,14 @@ def test_a_folder_with_a_latin1_name_is_refused(tmp_path, bpe, capsys):
     assert "caf?/model.safetensors" in (out := capsys.readouterr().out) and "not valid UTF-8" in out
 
 
+def test_a_model_without_a_tokenizer_is_not_saved_beside_another_ones(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model, _ = load_model(folder)
+    with pytest.raises(ValueError, match="holds a tokenizer"):
+        save_model(model, None, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_an_unsuitable_tokenizer_leaves_nothing(tmp_path, bpe):
     foreign = tiktoken.Encoding("foreign", pat_str=bpe.to_tiktoken("x")._pat_str, special_tokens={"PAD": 599},
                                 mergeable_ranks={token: i for i, token in enumerate(bpe.tokens)})  # fmt: skip

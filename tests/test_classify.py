@@ -1,5 +1,6 @@
 """`04_classification_finetune/classify.py`: files of messages, and the command line that labels them."""
 
+import copy
 import io
 import os
 import re
@@ -9,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from shared.tokenizer import BPETokenizer
 from tests.test_classification import CONFIG, STORY, TEXTS, make
@@ -180,6 +182,29 @@ def test_a_wrong_folder_gives_one_sentence(tmp_path):
     assert done.returncode == 1 and done.stdout == b""
     said = done.stderr.decode("utf-8")
     assert "nowhere" in said and "config.json" in said and "Traceback" not in said and said.count("\n") == 1
+
+
+def test_a_threshold_that_is_no_number(folder, capsys):
+    with pytest.raises(SystemExit):
+        classify.main([str(folder), "--threshold", "nan"])
+    assert "--threshold is NaN" in capsys.readouterr().err
+
+
+def test_damaged_weights_give_one_sentence(typed, classifier, monkeypatch):
+    monkeypatch.setattr(classify.SpamClassifier, "load", lambda folder: copy.deepcopy(classifier))
+    monkeypatch.setattr(classify.SpamClassifier, "forward", lambda self, tokens, lengths: torch.full((1, 2), torch.nan))
+    status, out, said = typed("hello\n")
+    assert (status, out, said.count("\n")) == (1, "", 1) and "NaN" in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes on Windows")
+def test_a_reader_that_has_read_enough(folder):
+    command = [sys.executable, str(ROOT / "04_classification_finetune" / "classify.py"), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"hello\n" * 2000)
+        process.stdin.close()
+        assert process.stderr.read() == b""
 
 
 def test_a_million_blanks_are_a_message_like_any_other(folder):

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -471,6 +472,8 @@ def test_parts_merge(make, tmp_path):
     assert sorted(read_manifest(merged)["source"]["files"]) == read_manifest(whole)["source"]["files"]
     with pytest.raises(CorpusError, match="not empty"):
         corpus_output.merge(parts, merged)
+    with pytest.raises(CorpusError, match="names a folder twice"):
+        corpus_output.merge([parts[0], parts[1], parts[0].parent / "." / parts[0].name], tmp_path / "m2")
     with pytest.raises(CorpusError, match="another tokenizer"):
         corpus_output.merge([whole, make(tmp_path / "in", name="o", tokenizer="train 300")], tmp_path / "m2")
 
@@ -491,6 +494,21 @@ def test_what_reads_a_corpus_is_told_what_is_wrong(make, tmp_path):
         read_manifest(folder)
     with pytest.raises(FileNotFoundError, match="prepare_corpus.py makes it"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    {"files": None}, {"inputs": None}, {"inputs": [{}]}, {"settings": []}, {"source": None}, {"tokenizer": 1},
+    {"splits": {"train": {"shards": []}, "validation": {"shards": []}}}, "[" * 100_000,
+])  # fmt: skip
+def test_a_manifest_of_another_form(finished, tmp_path, capsys, change):
+    folder, call = finished
+    manifest = folder / "manifest.json"
+    known = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(change if isinstance(change, str) else json.dumps(known | change), encoding="utf-8")
+    before = snapshot(folder)
+    refused(call, "is damaged, or not a corpus manifest", capsys)
+    refused(["--merge", str(folder), "--out", str(tmp_path / "merged")], "is damaged, or not a corpus manifest", capsys)
+    assert snapshot(folder) == before and not (tmp_path / "merged").exists()
 
 
 # --- what a folder holds: restart, identity, checksums ----------------------------------------------------------------
@@ -657,6 +675,33 @@ def test_a_folder_with_one_file_more_is_another_source(make, tmp_path):
         make(tmp_path / "in", skip=("test_*",))
 
 
+def test_a_file_that_comes_while_a_run_rests(make, tmp_path, monkeypatch):
+    for name in "ab":
+        write_jsonl(tmp_path / f"in/{name}.jsonl", TEXTS[:40] if name == "a" else TEXTS[40:])
+
+    def dying(run):
+        run.position = (1, 1)
+        run.commit()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Run, "finish", dying)
+        with pytest.raises(Killed):
+            make(tmp_path / "in")
+    write_jsonl(tmp_path / "in/c.jsonl", TEXTS[:9])
+    with pytest.raises(CorpusError, match="in had 2 files when the run began, now it has 3"):
+        make(tmp_path / "in")
+    (tmp_path / "in/c.jsonl").unlink()
+    (tmp_path / "in/a.jsonl").unlink()  # it was read
+    make(tmp_path / "in")
+
+
+def flip_in_state(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b'{"position"')] ^= 1
+    path.write_bytes(content)
+
+
 def swap(folder, one, other):
     os.rename(folder / one, folder / "aside")
     os.rename(folder / other, folder / one)
@@ -750,6 +795,7 @@ def test_large_shards_are_read_again_only_when_they_have_changed(finished, monke
     (lambda folder: write_jsonl(folder.parent / "a.jsonl", TEXTS[::-1]), "a.jsonl is no longer the file"),
     (lambda folder: (folder.parent / "a.jsonl").unlink(), "a.jsonl: No such file"),
     (lambda folder: (folder / "train_00099.bin").write_text("the user's"), "train_00099.bin is in the way"),
+    (lambda folder: flip_in_state(folder / "state.db"), "state.db is damaged"),
 ])  # fmt: skip
 def test_a_run_goes_on_only_with_what_it_left(finished, tmp_path, monkeypatch, capsys, damage, message):
     _, call = finished
@@ -789,7 +835,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(finished, tmp_path, capsys):
 
 def test_a_merge_that_fails_leaves_nothing(finished, tmp_path, monkeypatch, capsys):
     folder, _ = finished
-    copied = []
+    other, copied = shutil.copytree(folder, tmp_path / "other"), []
 
     def full(source, target):
         if copied:
@@ -799,7 +845,7 @@ def test_a_merge_that_fails_leaves_nothing(finished, tmp_path, monkeypatch, caps
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus_output, "link_or_copy", full)
-        assert pipeline.main(["--merge", str(folder), str(folder), "--out", str(tmp_path / "merged")]) == 1
+        assert pipeline.main(["--merge", str(folder), str(other), "--out", str(tmp_path / "merged")]) == 1
     assert "train_00001.bin: No space left on device" in capsys.readouterr().out
     assert copied and list((tmp_path / "merged").iterdir()) == []
     assert pipeline.main(["--merge", str(folder), "--out", str(tmp_path / "merged")]) == 0

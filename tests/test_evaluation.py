@@ -457,6 +457,7 @@ def test_kappa_needs_the_same_items(first, second):
 @pytest.mark.parametrize(("answer", "reference", "expected"), [
     ("The cat sat.", "the CAT sat", 1.0), ("cat", "dog", 0.0), ("", "", 0.0), ("...", "a", 0.0), ("a", "", 0.0),
     ("the the the cat", "the cat", 2 * 2 / 6), ("a b", "b c d", 2 * 1 / 5), ("Straße", "STRASSE", 1.0),
+    ("की", "का", 0.0), ("मेरा नाम", "मेरा काम", 0.5), ("நான் அவன்", "நீ அவன்", 0.5),
 ])  # fmt: skip
 def test_overlap_by_hand(answer, reference, expected):
     assert overlap(answer, reference) == pytest.approx(expected)

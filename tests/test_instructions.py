@@ -92,6 +92,7 @@ def lengths_of(data):
     ({"instruction": "x", "input": 7.5, "output": "x"}, "input is 7.5, not text"),
     ({"instruction": "x", "output": False}, "output is false, not text"),
     ({"instruction": "x", "output": float("nan")}, "output is NaN, not text"),
+    ({"instruction": b"x", "output": "x"}, "instruction is \"b'x'\", not text"),
     ({"instruction": "x", "output": ["a", "b"]}, 'output is ["a", "b"], not text'),
     ({"instruction": "x", "output": {"a": "b" * 100}}, "output is"),
     ({"instruction": "x", "response": 3}, "response is 3, not text"),

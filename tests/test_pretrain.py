@@ -406,6 +406,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
     assert [file.name[:13] for file in pretrain.checkpoints_in(tmp_path / "run")] == ["step_00000006", "step_00000007"]
 
 
+@pytest.mark.parametrize("steps", [1, 6])
+def test_weights_that_the_last_update_broke_are_not_saved(corpus, tmp_path, steps):
+    options = ["--lr", "1e18", "--warmup", "0", "--clip", "0", "--eval-every", "1"]
+    with pytest.raises(SystemExit, match="step 1: the validation loss is nan.*: none yet"):
+        run(corpus, tmp_path / "run", *options, "--tokens", str(512 * steps))
+    assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_a_full_disk_in_between_does_not_stop_a_run_and_at_the_end_says_so(corpus, tmp_path, monkeypatch, capsys):
     whole = pretrain.save_state
 
@@ -554,6 +562,25 @@ def test_a_folder_that_cannot_be_used_is_named_and_left_alone(corpus, tmp_path):
             run(corpus, tmp_path / "model", *options)
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "model" / "model.safetensors").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "merges.txt", "tokenizer.json", "chat_template.jinja"])
+def test_files_of_another_model_are_not_overwritten(corpus, tmp_path, name):
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit, match=f"holds a {name}, but no checkpoint"):
+        run(corpus, tmp_path)
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and not (tmp_path / "settings.json").exists()
+
+
+def test_copies_of_checkpoints_are_the_users(unbroken, corpus, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    [last] = pretrain.checkpoints_in(tmp_path / "run")
+    names = ["step_00000003_good.safetensors", "step_best.safetensors", "step_best.safetensors.part"]
+    for name in names:
+        (last.parent / name).write_bytes(b"mine")
+    run(corpus, tmp_path / "run", "--resume", "--tokens", "6656", "--keep", "1")
+    assert [file.name for file in pretrain.checkpoints_in(tmp_path / "run")] == ["step_00000013.safetensors"]
+    assert all((last.parent / name).read_bytes() == b"mine" for name in names)
 
 
 def test_a_folder_with_another_run_is_not_touched(unbroken, corpus):

@@ -79,7 +79,8 @@ def test_logits_may_forbid_tokens_but_not_all():
     ({"top_k": True}, "top_k is True"), ({"top_k": float("nan")}, "top_k is nan"), ({"top_k": "5"}, "top_k is '5'"),
     ({"top_p": float("nan")}, "top_p is nan"), ({"min_p": float("nan")}, "min_p is nan"),
     ({"repetition_penalty": float("nan")}, "penalty is nan"), ({"repetition_penalty": -1}, "penalty is -1"),
-    ({"repetition_penalty": float("inf")}, "penalty is inf"),
+    ({"repetition_penalty": float("inf")}, "penalty is inf"), ({"top_p": 1e-320}, "top_p is 1e-320"),
+    ({"repetition_penalty": 1e-300}, "penalty is 1e-300"), ({"repetition_penalty": 1e300}, "penalty is 1e"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):

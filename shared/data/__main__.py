@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from shared.data.cache import DownloadError, fetch
@@ -19,6 +20,7 @@ def main(argv=None):
     parser.add_argument("--list", action="store_true", help="show what there is and where it is now")
     parser.add_argument("--to", metavar="DIR", type=Path, help="also copy it to DIR, which can then be a mirror")
     args = parser.parse_args(argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may be no text
     if args.list or not (args.names or args.all):
         print_table()
         return 0

@@ -192,6 +192,15 @@ def test_mirror_that_cannot_be_written(server, tmp_path, capsys):
     assert "thing cannot be copied to" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder's name is always text")
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    environment = os.environ | {"LLM_DATA_DIR": folder, "LLM_OFFLINE": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "shared.data", "gpt2_weights"]
+    done = subprocess.run(command, cwd=ROOT, env=environment | {"LLM_MIRROR": ""}, capture_output=True)
+    assert done.returncode == 1 and done.stderr == b"" and b"caf\\udce9" in done.stdout
+
+
 def test_command_line_in_its_own_process(tmp_path):
     environment = os.environ | {"LLM_DATA_DIR": str(tmp_path), "LLM_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "shared.data"]
