@@ -74,7 +74,7 @@ def test_gguf_leaves_links_and_older_files(tmp_path, folder, capsys, monkeypatch
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     assert checkpoints.main([str(folder), "--gguf", str(tmp_path / "my.gguf")]) == 1
-    assert "my.gguf could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
+    assert "my.gguf could not be written ([Errno 28] No space left on device" in capsys.readouterr().out
     assert (tmp_path / "my.gguf").read_bytes() == whole and sorted(os.listdir(tmp_path)) == after
     assert checkpoints.main([str(folder), "--gguf", str(tmp_path / "no/such/folder/my.gguf")]) == 1
     assert "my.gguf could not be written" in capsys.readouterr().out

@@ -520,7 +520,7 @@ def test_all_runs_every_number_format(passes, monkeypatch):
     assert list(whole) == ["ruff", "lessons and tests", "lessons and tests of training in bfloat16",
                            "without network, mirror and data", "with Colab's versions"]
     command, variables = whole["lessons and tests of training in bfloat16"]
-    assert variables["LLM_DTYPE"] == "bfloat16" and command[-3:] == ["05_instruction_finetune", *test_tool.TRAINING]
+    assert variables["LLM_DTYPE"] == "bfloat16" and command[-4:] == ["05_instruction_finetune", *test_tool.TRAINING]
     assert {"-x", "01_working_with_text", "03_gpt"} < set(command)
     assert not any("LLM_DTYPE" in variables for title, (_, variables) in whole.items() if "in bfloat16" not in title)
     command, _ = passes("--all", "tests/test_files.py")["lessons and tests of training in bfloat16"]
