@@ -148,8 +148,8 @@ def build_optimizer(model, name, lr, weight_decay):
 # ---- checkpoints
 
 # What saving a model writes or takes away; before its first checkpoint, a run has made none of these.
-FOLDER_OF_A_MODEL = ("model.safetensors", "config.json", "generation_config.json", "tokenizer_config.json", "vocab.json",
-                     "merges.txt", *OTHER_TOKENIZER_FILES)  # fmt: skip
+FOLDER_OF_A_MODEL = ("model.safetensors", "config.json", "generation_config.json", "tokenizer_config.json",
+                     "vocab.json", "merges.txt", *OTHER_TOKENIZER_FILES)  # fmt: skip
 
 
 def checkpoints_in(out):

@@ -180,12 +180,11 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
     The numbers keep their dtype. `chat_template` (Jinja) goes into tokenizer_config.json. A classifier adds tensors of
     its own, `extra` {name: tensor}, and `settings` for config.json. Every file is at each moment whole, the old one or
     the new one; a link is replaced, not followed. Raises OSError where the folder cannot be written, ValueError for a
-    tokenizer that is not of GPT-2's kind, and for a model with other tensors than a plain one, such as a wrapped head.
+    tokenizer not of GPT-2's kind, or none where one is, and for a model with other tensors than a plain one.
     """
     if tokenizer is None and has_tokenizer(Path(folder)):  # they would be read as one
         raise ValueError(f"{folder} holds a tokenizer, and this model comes without one: choose another folder")
-    tensors, config = publish(model)
-    bpe, eos = tokenizer and from_tiktoken(tokenizer), None
+    (tensors, config), bpe, eos = publish(model), tokenizer and from_tiktoken(tokenizer), None
     with write_together(folder) as aside:
         try:
             save_file(tensors | (extra or {}), aside / "model.safetensors", {"format": "pt"})

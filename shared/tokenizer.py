@@ -9,6 +9,7 @@ import regex
 import tiktoken
 
 from shared import data
+from shared.files import write_together
 from shared.tokenizer_files import byte_to_char, read_bpe_files, read_tokenizer_folder, write_bpe_files
 
 # GPT-2's rule for cutting text into pieces before any merge (Radford et al. 2019; openai/gpt-2, src/encoder.py):
@@ -185,11 +186,9 @@ class BPETokenizer:
         return b"".join(vocabulary[i] for i in ids).decode("utf-8", errors="replace")
 
     def save(self, folder):
-        """Write `vocab.json` and `merges.txt` into `folder`, as Hugging Face's GPT-2 tokenizer reads them.
-
-        Raises ValueError for a special token that could not be told from others in there: see `parse_bpe`.
-        """
-        write_bpe_files(self, Path(folder))
+        """Write `vocab.json` and `merges.txt` into `folder`, as transformers reads them. Errors: see `parse_bpe`."""
+        with write_together(folder) as aside:
+            write_bpe_files(self, aside)
 
     def load(self, folder):
         """Read the tokenizer files in `folder`, in place; what they may be, and the errors: `read_tokenizer_folder`."""

@@ -505,6 +505,7 @@ def test_another_question_is_asked_anew(server, ask, tmp_path, change):
 
 @pytest.mark.parametrize("content", [
     b"", b"{", b"[]", b"null", b"5", b"{}", b'{"reply": 5}', b'{"reply": null}', b"\xff\xfe", b"\0" * 100,
+    b"[" * 100_000,
 ])  # fmt: skip
 def test_damaged_cache_file_is_asked_for_again(server, ask, tmp_path, content):
     judge = Judge(ask, "judge-7b", tmp_path)

@@ -272,6 +272,20 @@ def test_tokenizer_refuses_bad_input(tmp_path):
         BPETokenizer().load(tmp_path)
 
 
+def test_a_full_disk_leaves_the_old_files(tmp_path):
+    resource = pytest.importorskip("resource")
+    BPETokenizer().train("low lower lowest", 262).save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match=f"{tmp_path} could not be written"):
+            BPETokenizer().train("high higher highest", 270).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_failed_load_leaves_the_tokenizer_as_it_was(tmp_path):
     tokenizer = BPETokenizer().train("low lower lowest", 262)
     before = tokenizer.encode_ordinary("lowest")
