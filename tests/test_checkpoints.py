@@ -240,7 +240,7 @@ def test_several_files(folder):
 def test_training_changes_the_model_and_not_the_file(folder, monkeypatch):
     monkeypatch.setenv("LLM_DTYPE", "float32")
     before = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    model, _ = load_model(folder)
+    model, tokenizer = load_model(folder)
     fresh = make()
     for each in (model, fresh):
         optimizer = make_optimizer(each.train(), lr=1e-2)
@@ -251,7 +251,7 @@ def test_training_changes_the_model_and_not_the_file(folder, monkeypatch):
     assert (model(TOKENS) - make()(TOKENS)).abs().max() > 0.1
     assert model.head.weight is model.token_embedding.weight
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == before
-    save_model(model, None, folder)  # over the file that it was mapped from
+    save_model(model, tokenizer, folder)  # over the file that it was mapped from
     assert_close(load_model(folder)[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
 
 
