@@ -110,6 +110,8 @@ def main(argv=None):
     sys.stdout.reconfigure(errors="replace")
     try:
         classifier = SpamClassifier.load(args.model)
+        if sys.stdin.isatty():
+            print("type a message a line, then Ctrl-D (Windows: Ctrl-Z)", file=sys.stderr)
         text = sys.stdin.read()
         table = read_table(text)
         lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
@@ -120,6 +122,8 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     called = []
     for text, scores in zip(texts, probabilities, strict=True):
         called.append(classifier.labels[-1 if scores >= args.threshold else 0])

@@ -422,6 +422,12 @@ def test_no_venv_and_colab_use_the_python_that_runs_and_name_what_it_lacks(fresh
     assert fresh.asked == []
 
 
+def test_a_python_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("LLM_PYTHON", "/nowhere/python")
+    with pytest.raises(SystemExit, match="LLM_PYTHON is '/nowhere/python', which is no program here"):
+        setup.enter("tools.run", [])
+
+
 def test_another_python_can_be_named(fresh, monkeypatch):
     monkeypatch.setenv("LLM_PYTHON", sys.executable)
     assert setup.enter("tools.run", ["--out", "x"]) == ["--out", "x"] and fresh.asked == []

@@ -175,6 +175,8 @@ def enter(module, arguments, files=(COURSE,)):
             if missing:
                 raise SetupError("{} lacks: {}".format(sys.executable, " ".join(missing)))
             return rest
+        if wanted and not shutil.which(wanted):
+            raise SetupError("LLM_PYTHON is {!r}, which is no program here".format(wanted))
         python = Path(wanted) if wanted else ensure(files)
     except SetupError as error:
         sys.exit("set-up: {}".format(error))
