@@ -31,7 +31,7 @@ SOURCES = (
     "English novels and books (Project Gutenberg, PG-19), US inaugural and State of the Union addresses (NLTK), "
     "OpenStax textbooks (Psychology 2e, U.S. History, Astronomy 2e, Introduction to Philosophy, Introduction to "
     "Anthropology, Introduction to Business, Principles of Economics 3e; CC BY 4.0, © OpenStax), African Storybook "
-    "stories (CC BY)"
+    "stories (CC BY), 994 TinyStories (CDLA-Sharing-1.0)"
 )
 PROMPTS = ("The old man looked at the sea and", "It was a cold evening, and the", "In economics, the price of a good")
 
