@@ -116,6 +116,9 @@ def main(argv=None):
         table = read_table(text)
         lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
         given, texts = zip(*table, strict=True) if table else ((), lines)
+        if table is None and re.fullmatch(r"[^\s,;]+([,;\t][^\s,;]+)+", lines[0].strip()):
+            print(f"line 1 looks like headings, but none names a column of texts ({', '.join(TEXT_COLUMNS)}): each "
+                  "line is taken as a message", file=sys.stderr)  # fmt: skip
         if table == [] or not text.strip():
             raise ValueError("there is no message")
         probabilities = classifier.predict(texts)[1][:, -1].tolist()

@@ -161,7 +161,8 @@ def test_a_table_is_read_by_the_names_of_its_columns(typed, classifier, table, g
 def test_what_only_looks_like_a_table_is_read_by_lines(typed, first):
     texts = [first, "label,text", "a\tb"]
     status, out, said = typed("\n".join(texts))
-    assert [line.split("\t", 2)[2] for line in out.splitlines()] == texts and (status, said) == (0, "")
+    assert [line.split("\t", 2)[2] for line in out.splitlines()] == texts and status == 0
+    assert said == "" if first != "ham,hello" else said.startswith("line 1 looks like headings")
 
 
 @pytest.mark.parametrize(("text", "match"), [
@@ -175,6 +176,12 @@ def test_what_only_looks_like_a_table_is_read_by_lines(typed, first):
 def test_input_that_cannot_be_read_is_refused(typed, text, match):
     status, out, said = typed(text)
     assert (status, out, said.count("\n")) == (1, "", 1) and re.search(match, said)
+
+
+def test_headings_without_a_known_one_are_not_passed_over_in_silence(typed):
+    status, out, said = typed("foo,bar\nhello you,1\n")
+    assert status == 0 and out.count("\n") == 2 and "line 1 looks like headings" in said
+    assert "headings" not in typed("hello you, there\nsee you\n")[2]
 
 
 def test_a_wrong_folder_gives_one_sentence(tmp_path):
