@@ -422,6 +422,14 @@ def test_no_venv_and_colab_use_the_python_that_runs_and_name_what_it_lacks(fresh
     assert fresh.asked == []
 
 
+def test_the_data_line_names_a_text_of_ones_own(monkeypatch):
+    monkeypatch.setenv("LLM_OFFLINE", "1")
+    monkeypatch.delenv("LLM_TEXT", raising=False)
+    plain = run.data_used()
+    monkeypatch.setenv("LLM_TEXT", "mine.txt")
+    assert run.data_used() == f"{plain}; lesson 3.2 reads mine.txt (LLM_TEXT)"
+
+
 def test_a_python_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("LLM_PYTHON", "/nowhere/python")
     with pytest.raises(SystemExit, match="LLM_PYTHON is '/nowhere/python', which is no program here"):

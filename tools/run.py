@@ -63,7 +63,8 @@ def data_used(names=("the_verdict", "gpt2_vocab")):
                 samples.append(name)
         except OSError as error:
             return str(error).splitlines()[0].rstrip(":")
-    return f"bundled samples in place of {', '.join(samples)}" if samples else "the real files"
+    own = f"; lesson 3.2 reads {os.environ['LLM_TEXT']} (LLM_TEXT)" if os.environ.get("LLM_TEXT") else ""
+    return (f"bundled samples in place of {', '.join(samples)}" if samples else "the real files") + own
 
 
 def write_copies(result, out):
