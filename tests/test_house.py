@@ -10,9 +10,9 @@ from tools import notebooks
 
 SHARED = notebooks.ROOT / "shared"
 ORDER = (
-    "runtime", "files", "data", "tokenizer_files", "tokenizer", "batches", "bigrams", "attention", "gpt", "llama",
-    "loss", "sampling", "generation", "resume", "training", "gguf", "checkpoints", "classification", "instructions",
-    "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge",
+    "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "batches", "bigrams", "attention", "gpt",
+    "llama", "loss", "sampling", "generation", "resume", "training", "gguf", "checkpoints", "classification",
+    "instructions", "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
 LONGEST = 250  # lines: what can be read in one sitting
@@ -85,7 +85,7 @@ assert not seen, seen
 def test_importing_does_nothing_that_shows():
     """No line is printed, and no file read but Python code: data and settings are asked for when they are needed."""
     modules = [name_of(path).removesuffix(".py").replace("/", ".") for path in FILES if "__" not in path.name]
-    libraries = ["torch", "requests", "tiktoken", "safetensors.torch"]
+    libraries = ["torch", "matplotlib.pyplot", "requests", "tiktoken", "safetensors.torch"]
     script = WATCHED_IMPORTS.format(modules=modules, libraries=libraries)
     done = subprocess.run([sys.executable, "-B", "-c", script], cwd=SHARED.parent, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

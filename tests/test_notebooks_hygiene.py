@@ -40,13 +40,14 @@ def test_code_names_no_lesson_that_is_not_there():
 # The rules tested, each on a made-up notebook that breaks it.
 
 BADGE = hygiene.COLAB_BADGE + "me/it/blob/main/01_toy/01_a.ipynb)"
+LINKS = "[all lessons](../README.md#the-lessons) · [1.2 Next →](02_b.ipynb)"
 
 
 def good_notebook():
     fold = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["solution", "hide-input"]}
     cells = [
-        nbf.new_markdown_cell(f"# Toy\n\n{BADGE}\n\n[next](02_b.ipynb#top), [a](https://b.org)"),
-        nbf.new_code_cell("import sys", metadata={"tags": ["setup"]}),
+        nbf.new_markdown_cell(f"# Toy\n\n{BADGE}\n\n{LINKS}\n\n[next](02_b.ipynb#top), [a](https://b.org)"),
+        nbf.new_code_cell("import sys", metadata=hygiene.SETUP_METADATA),
         nbf.new_markdown_cell("<details><summary>Hint</summary>`<details>` and `[x](y)` are code</details>"),
         nbf.new_code_cell("print(1 / 2)", outputs=[stream("a/b /50 0.5 and/or\n")]),
         nbf.new_code_cell('#@title Solution 1.1 (double-click to open) { display-mode: "form" }\nx = 1', metadata=fold),
@@ -57,7 +58,8 @@ def good_notebook():
 def violations(notebook, tmp_path):
     folder = tmp_path / "01_toy"
     folder.mkdir(exist_ok=True)
-    (folder / "02_b.ipynb").touch()
+    notebooks.write(nbf.new_notebook(cells=[nbf.new_markdown_cell("# 1.2 Next")]), folder / "02_b.ipynb")
+    (tmp_path / "README.md").touch()
     (tmp_path / "tools").mkdir(exist_ok=True)
     (tmp_path / notebooks.BADGE).touch()
     notebooks.write(notebook, folder / "01_a.ipynb")
@@ -97,7 +99,7 @@ def test_links_and_names_of_lessons_that_exist_or_are_announced_are_fine(source,
     (lambda nb: nb.cells[3].update(outputs=[stream("'/home/me/x'")]), "a path of one machine"),
     (lambda nb: nb.cells[3].update(outputs=[stream("C:\\Users\\me")]), "a path of one machine"),
     (lambda nb: nb.cells[3].update(outputs=[stream("<f at 0x7f001234>")]), "an object's address"),
-    (lambda nb: nb.cells[3].update(outputs=[stream("x" * 301_000)]), "at most 300"),
+    (lambda nb: nb.cells[3].update(outputs=[stream("x" * 501_000)]), "at most 500"),
     (lambda nb: nb.cells[3].update(source=" "), "an empty code cell"),
     (lambda nb: nb.cells[3].update(source="if scale() == 'quick':\n    pass"), "branches on the scale"),
     (lambda nb: nb.cells[3].metadata.update(execution={}), "metadata of one run"),

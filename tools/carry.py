@@ -5,8 +5,8 @@ that each of them has the same syntax tree as its namesake in that module; docst
 aside.
 
 `python -m tools.carry [NOTEBOOK ...]` copies the module's present definitions into the marked cells, with docstrings
-cut to their first line, and tools/setup_cell.py into the cell tagged `setup`. It never goes the other way. Run
-`python -m tools.save` on the notebooks it names afterwards.
+cut to their first line, tools/setup_cell.py into the cell tagged `setup`, and links to the lessons before and after
+into the first cell. It never goes the other way. Run `python -m tools.save` on the notebooks it names afterwards.
 """
 
 import ast
@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from tools import notebooks
+from tools import hygiene, notebooks
 
 MARK = re.compile(r"# -> (shared/\w+\.py)")
 LOOKS_LIKE_A_MARK = re.compile(r"\s*#\s*(-+>|→|=>).*|\s*#.*->\s*shared\b.*")
@@ -160,9 +160,15 @@ def main(arguments=None):
     for path in paths:
         notebook, changed = notebooks.read(path), []
         for i, cell in notebooks.code_cells(notebook):
-            if "setup" in notebooks.tags(cell) and cell.source != notebooks.SETUP_CELL:
-                cell.source = notebooks.SETUP_CELL
+            folded = cell.metadata | hygiene.SETUP_METADATA
+            if "setup" in notebooks.tags(cell) and (cell.source, cell.metadata) != (notebooks.SETUP_CELL, folded):
+                cell.source, cell.metadata = notebooks.SETUP_CELL, folded
                 changed.append(f"cell {i} (the setup cell)")
+        if path.resolve() in [lesson.resolve() for lesson in notebooks.lessons()]:
+            first = notebooks.with_navigation(notebook.cells[0].source, notebooks.navigation(path))
+            if first != notebook.cells[0].source:
+                notebook.cells[0].source = first
+                changed.append("cell 0 (the links to other lessons)")
         try:
             for i, module, cell in marked_cells(notebook):
                 module_source = (notebooks.ROOT / module).read_text(encoding="utf-8")

@@ -6,10 +6,11 @@ from urllib.parse import unquote, urlparse
 
 from tools import notebooks
 
-MAX_KB = 300
+MAX_KB = 500
 SOLUTION_TITLE = re.compile(r'#@title Solution \S.* \{ display-mode: "form" \}')
 SOLUTION_METADATA = {"cellView": "form", "jupyter": {"source_hidden": True}}
 SOLUTION_TAGS = {"solution", "hide-input"}
+SETUP_METADATA = {**SOLUTION_METADATA, "tags": ["setup", "hide-input"]}
 COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/([^)\s]+)")
 ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/~])/(?:home|root|Users|work|tmp|var|usr|opt|mnt|content|private)/\w
                                |(?<!\w)[A-Za-z]:\\+(?:Users|Windows|Temp)|file:///|/site-packages/""", re.VERBOSE)
@@ -109,7 +110,10 @@ def wrong_with_code(cell):
     for key in ("execution", "colab", "outputId", "ExecuteTime"):
         if key in cell.metadata:
             found.append(f"metadata of one run: {key}")
-    if "solution" in notebooks.tags(cell) or cell.source.startswith("#@title"):
+    if "setup" in notebooks.tags(cell):
+        if any(cell.metadata.get(key) != value for key, value in SETUP_METADATA.items()):
+            found.append("a setup cell that is not folded: its metadata are not hygiene.SETUP_METADATA")
+    elif "solution" in notebooks.tags(cell) or cell.source.startswith("#@title Solution"):
         wanted = all(cell.metadata.get(key) == value for key, value in SOLUTION_METADATA.items())
         if not wanted or not SOLUTION_TAGS.issubset(notebooks.tags(cell)):
             found.append("a solution that is not folded: metadata and tags are not those of STYLE")
@@ -185,6 +189,8 @@ def structure(notebook, path, root):
         found.append(f"the first cell should have one Colab badge {COLAB_BADGE}... that ends in /blob/main/{own}")
     if sum("setup" in notebooks.tags(cell) for cell in notebook.cells) != 1:
         found.append("there should be one cell with the tag 'setup'")
+    if notebooks.navigation(path, root) not in notebook.cells[0].source:
+        found.append("below the badge there should be the links that `python -m tools.carry` puts there")
     return found
 
 

@@ -31,6 +31,31 @@ def number_of(path):
     return f"{int(path.parent.name[:2])}.{int(path.name[:2])}"
 
 
+def title_of(path):
+    """`2.1 Attention without weights`: the first line of a lesson."""
+    return read(path).cells[0].source.partition("\n")[0].removeprefix("# ").strip()
+
+
+def navigation(path, root=ROOT):
+    """The line below a lesson's badge: links to the lesson before, to all of them, to the one after."""
+    path, paths = Path(path).resolve(), [p.resolve() for p in lessons(root)]
+    place = paths.index(path)
+
+    def link(form, other):
+        up = "" if other.parent == path.parent else f"../{other.parent.name}/"
+        return f"[{form.format(title_of(other))}]({up}{other.name})"
+
+    before = [link("← {}", paths[place - 1])] if place else []
+    after = [link("{} →", paths[place + 1])] if place + 1 < len(paths) else []
+    return " · ".join([*before, "[all lessons](../README.md#the-lessons)", *after])
+
+
+def with_navigation(source, line):
+    """A lesson's first cell with `line` below its badge, in place of the one that may stand there."""
+    source = re.sub(r"\n+[^\n]*\[all lessons\]\(\.\./README\.md#[^\n]*", "", source)
+    return re.sub(r"(\n\[!\[Open in Colab\][^\n]*)", lambda badge: f"{badge[1]}\n\n{line}", source, count=1)
+
+
 def fits(path, wanted):
     """Whether a lesson is meant by `2` (its chapter), `2.1` (itself) or a pattern of its path such as `02_*`, `*mask`.
 

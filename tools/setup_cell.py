@@ -1,4 +1,5 @@
-# Finds the course folder and makes `shared` importable; in a fresh Colab session it fetches the course first.
+#@title Set-up: finds the course (the same in every lesson; double-click to open) { display-mode: "form" }
+# Makes `shared` importable; in a fresh Colab session it fetches the course first.
 import subprocess
 import sys
 from pathlib import Path

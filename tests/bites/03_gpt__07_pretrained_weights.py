@@ -1,4 +1,4 @@
-"""What is broken in lesson 3.5, and a typical wrong answer to each of its exercises."""
+"""What is broken in lesson 3.7, and a typical wrong answer to each of its exercises."""
 
 from tests.bites import Mutation
 

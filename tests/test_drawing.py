@@ -1,0 +1,38 @@
+"""Drawings: what a cell shows, the same each time, and in words for those who do not see it."""
+
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from shared import drawing
+
+
+def sketch(values=((1.0, -2.0), (0.5, 0.0)), **options):
+    axis = drawing.canvas(6, 4)
+    drawing.box(axis, 1, 3, "a query", "query")
+    drawing.arrow(axis, (1, 2.6), (1, 1.4), "0.8", bend=0.2)
+    drawing.matrix(axis, 3, 3, values, rows=("a", "b"), columns=("c", "d"), **options)
+    return drawing.show(axis, 'one <box> & "an arrow"')
+
+
+def test_a_drawing_is_svg_with_its_words_and_the_same_each_time():
+    first, second = sketch(), sketch()
+    assert first.svg == second.svg
+    tree = ElementTree.fromstring(first.svg)
+    assert tree.attrib["aria-label"] == tree[0].text == 'one <box> & "an arrow"'
+    assert first._repr_mimebundle_() == {"image/svg+xml": first.svg, "text/plain": 'one <box> & "an arrow"'}
+
+
+def test_a_matrix_takes_tensors_lists_texts_and_masks():
+    plain = sketch()
+    assert sketch(torch.tensor([[1.0, -2.0], [0.5, 0.0]])).svg == plain.svg
+    assert sketch(hidden=[[False, True], [False, False]]).svg != plain.svg
+    assert sketch([["x", "y"], ["z", "-"]]).svg != plain.svg
+    assert sketch([[0.0, float("-inf")], [0.0, 0.0]]).svg  # zeros and masked scores
+
+
+@pytest.mark.parametrize("values", [torch.tensor([[-3.0, 1.0]]), torch.zeros(2, 2)])
+def test_the_colours_of_signed_numbers_are_centred_on_zero(values):
+    limits = drawing.signed(values)
+    assert limits["vmin"] == -limits["vmax"] and limits["vmax"] >= values.abs().max() > -1
