@@ -20,14 +20,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 def merge_pair(ids, pair, new_id):
     """Replace each occurrence of `pair` in the list `ids`, from the left, by `new_id`."""
-    merged, i = [], 0
-    while i < len(ids):
-        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
-            merged.append(new_id)
-            i += 2
+    merged = []
+    for token in ids:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] = new_id
         else:
-            merged.append(ids[i])
-            i += 1
+            merged.append(token)
     return merged
 
 
@@ -35,53 +33,45 @@ def learn_merges(words, times, n_merges, first_id=256):
     """The pairs to merge, in the order in which they are learned (Sennrich et al. 2016, algorithm 1).
 
     `words` are the distinct pieces of the text as lists of ids, `times` how often each occurs. The most frequent pair
-    is merged first; among equals, the one with the smaller ids. Stops early when no pair is left. Only the words that
-    hold the merged pair are touched, and only their pair counts corrected; a heap finds the next pair.
+    is merged first; among equals, the one with the smaller ids. Stops early when no pair is left.
     """
-    words = list(words)
+    words, merges = list(words), []
     counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> in which words
     for w, ids in enumerate(words):
         for pair in pairwise(ids):
             counts[pair] += times[w]
             where[pair].add(w)
-    heap = [(-count, pair) for pair, count in counts.items()]
-    heapq.heapify(heap)
-
-    merges = []
-    while heap and len(merges) < n_merges:
-        count, pair = heapq.heappop(heap)
-        if counts[pair] != -count or count == 0:  # the count has changed since this entry was pushed
+    heap = sorted((-n, pair) for pair, n in counts.items())  # its first entry is always the smallest
+    while heap and heap[0][0] < 0 and len(merges) < n_merges:
+        n, pair = heap[0]
+        if n != -counts[pair]:  # the pair has become rarer: no merge makes a pair of older tokens more frequent
+            heapq.heapreplace(heap, (-counts[pair], pair))
             continue
-        changed = set()
         for w in where.pop(pair):
-            old, new = words[w], merge_pair(words[w], pair, first_id + len(merges))
-            for p in pairwise(old):
+            for p in pairwise(words[w]):
                 counts[p] -= times[w]
-            for p in pairwise(new):
+            words[w] = merge_pair(words[w], pair, first_id + len(merges))
+            for p in pairwise(words[w]):
                 counts[p] += times[w]
+                if p not in where:  # it holds the new token, so it is at most as frequent as the merged pair was
+                    heapq.heappush(heap, (n, p))
                 where[p].add(w)
-            changed.update(pairwise(old), pairwise(new))
-            words[w] = new
         merges.append(pair)
-        for p in changed:
-            heapq.heappush(heap, (-counts[p], p))
     return merges
 
 
 def apply_merges(ids, merges):
     """Merge neighbours in `ids` until no pair of them is in `merges`: those learned first first, and from the left.
 
-    `left` and `right` say where each token's neighbours stand; a heap finds the next merge. So a long word is no
-    slower, letter by letter, than a short one.
+    A heap finds the next merge, so that a long word is no slower, letter by letter, than a short one.
     """
     n, ids = len(ids), [*ids, None]  # None stands for the end, and for a token that was merged into its left neighbour
-    left, right = [*range(-1, n)], [*range(1, n + 1), n]
-    heap = [(merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merges]
-    heapq.heapify(heap)
+    left, right = [*range(-1, n)], [*range(1, n + 1), n]  # where the neighbours of each token stand now
+    heap = sorted((merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merges)
     while heap:
         new_id, i = heapq.heappop(heap)
         j = right[i]
-        if merges.get((ids[i], ids[j])) != new_id:  # the pair has changed since this entry was pushed
+        if merges.get((ids[i], ids[j])) != new_id:  # the pair has changed since it went into the heap
             continue
         ids[i], ids[j] = new_id, None
         left[right[j]], right[i] = i, right[j]
@@ -100,19 +90,13 @@ def split_special(text, special_tokens):
 
 def valid_unicode(text):
     """`text` with half surrogate pairs (left by broken decoders) replaced by U+FFFD, so that UTF-8 can hold it."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
+    return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
 class BPETokenizer:
     """Byte-level byte-pair encoding as in GPT-2 (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
 
-    `BPETokenizer().train(text, vocab_size)` learns merges. With the merges that GPT-2 was published with, it is equal
-    to `tiktoken.get_encoding("gpt2")`, token by token, for all text but letters and digits so new that only one of
-    `regex` and tiktoken knows them for such.
+    With GPT-2's merges it equals tiktoken, but for letters and digits so new that only one of the two knows them.
     """
 
     def __init__(self, merges=(), special_tokens=()):
@@ -123,11 +107,8 @@ class BPETokenizer:
             self.merges[left, right] = len(self.tokens)
             self.tokens.append(self.tokens[left] + self.tokens[right])
         self.special_tokens = {token: len(self.tokens) + i for i, token in enumerate(special_tokens)}
+        self.n_vocab = len(self.tokens) + len(self.special_tokens)
         self.cache = {}  # piece of text -> its ids
-
-    @property
-    def n_vocab(self):
-        return len(self.tokens) + len(self.special_tokens)
 
     @property
     def eot_token(self):
@@ -175,10 +156,7 @@ class BPETokenizer:
         return ids
 
     def decode(self, ids):
-        """The text of `ids`; bytes that are no valid UTF-8 (a character cut in two) become U+FFFD.
-
-        Raises ValueError for an id outside the vocabulary.
-        """
+        """The text of `ids`; half a character becomes U+FFFD. Raises ValueError for an id outside the vocabulary."""
         vocabulary = self.tokens + [token.encode("utf-8") for token in self.special_tokens]
         for i in ids:
             if not 0 <= i < len(vocabulary):
@@ -218,24 +196,18 @@ def load_tokenizer(name="gpt2"):
 def from_tiktoken(encoding):
     """The BPETokenizer with the merges and ids of a tiktoken.Encoding. Raises ValueError if it is not GPT-2's kind.
 
-    tiktoken keeps the tokens in the order in which they were learned, not their two parts: those are what the merges
-    learned before make of the token's bytes.
+    tiktoken keeps the tokens in the order of learning; their parts are what the merges before make of their bytes.
     """
-    bpe = BPETokenizer()
-    tokens = sorted(encoding._mergeable_ranks, key=encoding._mergeable_ranks.get)
-    kept = tokens[:256] == bpe.tokens
-    for token in tokens[256:] if kept else []:
-        parts = apply_merges([bpe.byte_ids[b] for b in token], bpe.merges)
+    ranks, special, byte_ids, merges = encoding._mergeable_ranks, encoding._special_tokens, BPETokenizer().byte_ids, {}
+    for token in sorted(ranks, key=ranks.get)[256:]:
+        parts = apply_merges([byte_ids[b] for b in token], merges)
         if len(parts) != 2:
-            kept = False
             break
-        bpe.merges[tuple(parts)] = len(bpe.tokens)
-        bpe.tokens.append(token)
-    bpe.special_tokens = dict(sorted(encoding._special_tokens.items(), key=lambda item: item[1]))
+        merges[tuple(parts)] = 256 + len(merges)
+    bpe = BPETokenizer(merges, sorted(special, key=special.get))
     probe = "It's 12345 o'clock, DON'T   you\tsee?\n\n 漢字 naïve_x=1;"
     same_rule = regex.findall(encoding._pat_str, probe) == regex.findall(GPT2_SPLIT, probe)
-    contiguous = list(bpe.special_tokens.values()) == list(range(len(tokens), bpe.n_vocab))
-    if not kept or not contiguous or not same_rule:
+    if not same_rule or (dict(zip(bpe.tokens, range(len(bpe.tokens)))), bpe.special_tokens) != (ranks, special):
         raise ValueError(f"the encoding {encoding.name} is not of GPT-2's kind: it does not fit GPT-2's two files")
     return bpe
 

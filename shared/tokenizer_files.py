@@ -10,12 +10,11 @@ SPECIAL = r"<.+>|\[.+\]"  # special tokens are written like this; what else no m
 
 
 def byte_to_char():
-    """GPT-2's table that gives each of the 256 bytes one printable character, so that its files are plain text.
+    """GPT-2's table of one printable character for each byte, in the order of the first 256 token ids.
 
-    Printable bytes stand for themselves; the other 68 get the characters from U+0100 on, in order.
-    The order of the table is also the order of the first 256 token ids.
+    Printable bytes stand for themselves and come first; the other 68 get the characters from U+0100 on.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
@@ -32,27 +31,24 @@ def write_bpe_files(tokenizer, folder):
             raise ValueError(f"the special token {token!r} must be written as <...> or [...], and be no other token")
     lines = ["#version: 0.2", *(f"{names[left]} {names[right]}" for left, right in tokenizer.merges)]
     ids = {name: i for i, name in enumerate(names)} | tokenizer.special_tokens
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
 
 
-def read_bpe_files(merges_file, ids_file):
-    """Read the two files of an encoding: (merges as pairs of ids, special tokens in the order of their ids).
-
-    Raises FileNotFoundError when one is missing, ValueError when they are damaged or do not belong together.
-    """
-    for file in (merges_file, ids_file):
+def read_bpe_files(merges_file, *ids_files):
+    """What `parse_bpe` makes of a file of merges and one or more with ids. Raises FileNotFoundError where one lacks."""
+    for file in (merges_file, *ids_files):
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist: a tokenizer needs its merges and its ids")
-    return parse_bpe(read_utf8(merges_file).splitlines(), read_json(ids_file, int), merges_file, ids_file)
+    ids = {token: i for file in ids_files for token, i in read_json(file, int).items()}
+    return parse_bpe(read_utf8(merges_file).splitlines(), ids, merges_file, ids_files[-1])
 
 
 def parse_bpe(lines, expected, merges_file, ids_file):
     """(merges as pairs of ids, special tokens in the order of their ids) of the `lines` of merges, "left right".
 
-    `expected` gives each token its id. What no merge makes is a special token, written as <...> or [...]. Raises
-    ValueError, naming the file, where the two do not belong together.
+    `expected` gives each token its id; what no merge makes is a special token. Raises ValueError, naming the file,
+    where the two do not belong together.
     """
     ids, merges = {char: i for i, char in enumerate(byte_to_char().values())}, []
     for number, line in enumerate(lines, start=1):
@@ -78,23 +74,13 @@ def has_tokenizer(folder):
 
 
 def read_tokenizer_folder(folder):
-    """(merges as pairs of ids, special tokens in the order of their ids) of the tokenizer in a Hugging Face folder.
+    """What `parse_bpe` makes of the tokenizer in a Hugging Face folder, and the errors of `read_bpe_files`.
 
-    tokenizer.json, which newer versions of transformers write with everything in it, goes before vocab.json and
-    merges.txt, to which added_tokens.json may add. Raises FileNotFoundError where a file is missing, ValueError where
-    one is damaged, they do not belong together or the encoding is not of GPT-2's kind.
+    tokenizer.json, which has everything in it, goes before merges.txt and vocab.json with added_tokens.json.
     """
-    whole, merges, ids, added = (
-        folder / name for name in ("tokenizer.json", "merges.txt", "vocab.json", "added_tokens.json")
-    )
-    if whole.is_file():
-        return _read_tokenizer_json(whole)
-    if not added.is_file():
-        return read_bpe_files(merges, ids)
-    return parse_bpe(read_utf8(merges).splitlines(), read_json(ids, int) | read_json(added, int), merges, added)
-
-
-def _read_tokenizer_json(file):
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return read_bpe_files(folder / "merges.txt", folder / "vocab.json", *folder.glob("added_tokens.json"))
     found = read_json(file)
     try:
         tokens = found["model"]["vocab"] | {token["content"]: token["id"] for token in found["added_tokens"]}
@@ -108,7 +94,7 @@ def _read_tokenizer_json(file):
 
 def tokenizer_config(bpe, max_tokens, end_of_text, chat_template=None):
     """What tokenizer_config.json says: the special tokens, the longest input, and how to write a chat, if given."""
-    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False) | {"special": True}
     settings = {
         "tokenizer_class": "GPT2Tokenizer", "model_max_length": max_tokens, "add_prefix_space": False,
         "added_tokens_decoder": {str(i): {"content": token} | flags for token, i in bpe.special_tokens.items()},
