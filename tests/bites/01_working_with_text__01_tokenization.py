@@ -3,46 +3,41 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("a merged token is used twice", find="            i += 2\n", replace="            i += 1\n"),
+    Mutation("a merged token is kept beside its parts", find="            merged[-1] = new_id\n",
+             replace="            merged.append(new_id)\n"),
     Mutation("the slow trainer takes the rarest pair", replace="(counts[pair], pair)",
              find="(-counts[pair], pair)", cell_contains="def learn_merges_slowly"),
-    Mutation("stale entries of the heap are believed", find="if counts[pair] != -count or count == 0:",
-             replace="if False:"),
-    Mutation("counts of the old neighbours are not corrected", find="counts[p] -= times[w]", replace="counts[p] -= 0"),
+    Mutation("a word counts once, however often it occurs", find="counts[pair] += n\n", replace="counts[pair] += 1\n"),
+    Mutation("the old neighbours keep their counts", find="counts[p] -= times[w]", replace="counts[p] -= 0",
+             cell_contains="def learn_with_counts"),
+    Mutation("stale entries of the heap are believed", find="if n != -counts[pair]:", replace="if False:"),
+    Mutation("a new pair goes into the heap with half its promise", find="heapq.heappush(heap, (n, p))",
+             replace="heapq.heappush(heap, (n // 2, p))"),
     Mutation("GPT-2's split without the space before a word", find=r"| ?\p{L}+|", replace=r"|\p{L}+|"),
-    Mutation("the merge learned last goes first", find="new_id, i = heapq.heappop(heap)",
-             replace="new_id, i = heap.pop(heap.index(max(heap)))"),
-    Mutation("merges of what has changed are applied", find="if merges.get((ids[i], ids[j])) != new_id:",
-             replace="if ids[i] is None or ids[j] is None:"),
+    Mutation("the merge learned last goes first", find="first = min(known, key=merges.get)",
+             replace="first = max(known, key=merges.get)"),
+    Mutation("GPT-2's bytes keep their own order", find="[byte_ids[b] for b in piece.encode(\"utf-8\")], merges)",
+             replace="[*piece.encode(\"utf-8\")], merges)", cell_contains="def encode(text, merges, byte_ids"),
+    Mutation("half a character is dropped", find='.decode("utf-8", errors="replace")',
+             replace='.decode("utf-8", errors="ignore")', cell_contains="def decode(ids, tokens)"),
     Mutation("the training learns from special tokens", find=" if part not in special_tokens]", replace="]"),
-    Mutation("broken halves of characters are dropped", find='.decode("utf-16", errors="replace")',
-             replace='.decode("utf-16", errors="ignore")'),
     Mutation("special tokens need no permission", find="if token in text and token not in allowed:",
              replace="if False:"),
 ]
 
 WRONG_ANSWERS = {
-    "count_word_pairs": """
-    def count_word_pairs(words, times):
-        counts = Counter()
-        for ids in words:
-            for pair in pairwise(ids):
-                counts[pair] += 1  # forgets how often the word occurs
-        return counts
+    "complete_part": """
+    def complete_part(data):
+        return data.decode("utf-8", errors="ignore"), b""  # loses the first half of each character
     """,
-    "encode_bytes": """
-    def encode_bytes(ids, merges):
-        i = 0
-        while i + 1 < len(ids):  # the first pair from the left, not the one learned first
-            if (ids[i], ids[i + 1]) in merges:
-                ids = ids[:i] + [merges[ids[i], ids[i + 1]]] + ids[i + 2:]
-                i = 0
-            else:
-                i += 1
-        return ids
+    "split_numbers": r"""
+    def split_numbers(text):
+        return regex.findall(GPT2_SPLIT.replace(r" ?\p{N}+", r" ?\p{N}{1,3}"), text)  # from the left
     """,
-    "tokens_per_number": """
-    def tokens_per_number(encode, numbers):
-        return sum(len(encode(str(number))) for number in numbers) / len(numbers)  # without the space
+    "tokens_per_byte": """
+    def tokens_per_byte(vocab_size):
+        cut = len(story) * 4 // 5
+        encoder = BPETokenizer().train(story, vocab_size)  # has seen the last fifth
+        return [len(encoder.encode_ordinary(part)) / len(part.encode("utf-8")) for part in (story[:cut], story[cut:])]
     """,
 }
