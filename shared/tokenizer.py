@@ -41,7 +41,7 @@ def learn_merges(words, times, n_merges, first_id=256):
         for pair in pairwise(ids):
             counts[pair] += times[w]
             where[pair].add(w)
-    heap = sorted((-n, pair) for pair, n in counts.items())  # its first entry is always the smallest
+    heap = sorted((-n, pair) for pair, n in counts.items())  # sorted, it is a heap: the smallest entry is the first
     while heap and heap[0][0] < 0 and len(merges) < n_merges:
         n, pair = heap[0]
         if n != -counts[pair]:  # the pair has become rarer: no merge makes a pair of older tokens more frequent
