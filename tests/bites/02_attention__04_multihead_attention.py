@@ -27,10 +27,15 @@ MUTATIONS = [
 ]
 LEFT_OUT = [
     "device = get_device()", "models = [train_small(seed)",
-    "maps = attention_weights(models[0]", "def without_head", "carried = Finished(D, H)",
+    "maps = attention_weights(models[0]", "def without_head", "carried = Finished(D, 4)",
+    "wide = [loss_on(", "base, tokenizer = load_model", "ax.imshow(table", "induction, previous = (",
 ]
 
 WRONG_ANSWERS = {
+    "right_by_heads": """
+        def right_by_heads(numbers):
+            return {n: learn(n, 0).mean() for n in numbers}  # the mean of all steps, also of the first ones
+    """,
     "one_head_only": """
         def one_head_only(layer, x, h):
             D = x.shape[-1]
