@@ -18,9 +18,14 @@ MUTATIONS = [
 ]
 
 WRONG_ANSWERS = {
-    "strongest_other": """
-    def strongest_other(weights):
-        return weights.argmax(dim=-1)  # a token may choose itself
+    "layers_until_equal": """
+    def layers_until_equal(x, factor):
+        h = factor * x  # scales the vectors once, not the scores of every layer
+        for layer in range(1000):
+            if (h.max(dim=0).values - h.min(dim=0).values).max() < 0.1:
+                return layer
+            h = attend(h)
+        return 1000
     """,
     "attend_ignoring": """
     def attend_ignoring(x, keep):

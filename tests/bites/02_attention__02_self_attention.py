@@ -15,9 +15,9 @@ MUTATIONS = [
 ]
 
 WRONG_ANSWERS = {
-    "merged": """
-def merged(W_query, W_key):
-    return W_query @ W_key.T  # forgets the scale
+    "accuracy_by_width": """
+def accuracy_by_width(widths):
+    return {width: train("query, key", 0)[2] for width in widths}  # always the width of the lesson
 """,
     "cross_attend": """
 def cross_attend(layer, x, memory):

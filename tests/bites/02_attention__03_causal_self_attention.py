@@ -24,6 +24,13 @@ WRONG_ANSWERS = {
             ones = torch.ones(T, T, dtype=torch.bool)
             return ones.triu(diagonal=1) | ones.tril(diagonal=-window - 1)  # one token too many
     """,
+    "loss_with_window": """
+        def loss_with_window(window, seed):
+            seed_everything(seed)
+            model = TinyModel(len(letters), span, CausalAttention(32, 32, span))  # looks at everything before it
+            train(model, windows(ids[:cut]), steps=200)
+            return loss_by_position(model, windows(ids[cut:])(1000)).mean().item()
+    """,
     "first_leak": """
         def first_leak(layer, x):
             table = influence(layer, x)
