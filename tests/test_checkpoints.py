@@ -509,7 +509,7 @@ def test_a_classifier_in_several_files_and_one_whose_tokenizer_ends_nothing(spam
 
 
 def test_missing_and_damaged_files(folder):
-    with pytest.raises(FileNotFoundError, match="no folder of a Hugging Face checkpoint"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         load_model(folder / "nowhere")
     (folder / "merges.txt").unlink()
     with pytest.raises(FileNotFoundError, match="merges.txt"):
