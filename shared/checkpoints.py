@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from shared import data, gpt
-from shared.files import read_json, write_together
+from shared.files import command_line, read_json, write_together
 from shared.runtime import scale
 from shared.tokenizer import END_OF_TEXT, BPETokenizer, from_tiktoken, load_tokenizer, valid_unicode, with_end_of_text
 from shared.tokenizer_files import has_tokenizer, read_bpe_files, tokenizer_config
@@ -247,4 +247,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command_line(main)
