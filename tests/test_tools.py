@@ -406,6 +406,16 @@ def test_help_is_only_help(project, name, says):
     assert [path for path in sorted(project.rglob("*")) if "__pycache__" not in path.parts] == before
 
 
+def test_the_help_of_the_benchmarks_can_be_read(monkeypatch, capsys):
+    from tests.benchmarks import __main__ as benchmarks
+
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        benchmarks.main()
+    said = capsys.readouterr().out
+    assert "usage: python -m tests.benchmarks" in said and "[]" not in said and "tokenizer, train, generate" in said
+
+
 @pytest.mark.parametrize(("name", "arguments", "says"), [
     ("run", ["--onyl", "2"], "unrecognized arguments: --onyl"), ("run", ["--only", "2"], "no lesson fits '2'"),
     ("lab", ["7.7"], "no lesson fits '7.7'"), ("save", ["--al"], "unrecognized arguments: --al"),
