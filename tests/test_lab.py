@@ -27,7 +27,7 @@ IS_OPEN = """path => {
     const context = window.jupyterapp?.shell.currentWidget?.context;
     return context?.isReady && context.path === path;
 }"""
-SHOWS_DRAWING = "() => !!window.jupyterapp.shell.currentWidget.node.querySelector('.jp-RenderedSVG svg')"
+SHOWS_DRAWING = "() => !!window.jupyterapp.shell.currentWidget.node.querySelector('.jp-RenderedSVG')"
 DRAWING = {"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "text/plain": "a square"}
 SHOWS_BADGE = """() => {
     const image = window.jupyterapp.shell.currentWidget.node.querySelector('img[alt="Open in Colab"]');
