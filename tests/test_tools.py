@@ -247,7 +247,8 @@ def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
         return nbf.new_code_cell(source, metadata=fold, outputs=shown, execution_count=1)
 
     notebook = nbf.new_notebook(cells=[
-        nbf.new_markdown_cell("# 1.1 Toy\n\n[all lessons](../README.md#the-lessons)"),
+        nbf.new_markdown_cell("# 1.1 Toy\n\n[all lessons](../README.md#the-lessons)\n\n"
+                              "<details><summary>Hint</summary>\n\nLook *there*.\n</details>\n\nAfter it."),
         folded("Set-up: finds it (the same; double-click to open)", "a_set_up", "setup"),
         folded("Drawing: a < b (double-click to open)", "a_drawing", "drawing"),
         folded("Solution 1.1.1 (double-click to open)", "a_solution", "solution"), nbf.new_code_cell("plain")])
@@ -257,6 +258,7 @@ def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
     assert [title for title, _ in inside] == ["Set-up: finds it (the same)", "Drawing: a &lt; b", "Solution 1.1.1"]
     for code, (_, hidden), whole in zip(("a_set_up", "a_drawing", "a_solution"), inside, (False, False, True)):
         assert code in hidden and (f"printed by {code}" in hidden) == whole and f"printed by {code}" in page
+    assert re.search(r"<summary>Hint</summary>\s*<p>Look <em>there</em>.</p>\s*</details>\s*<p>After it", page)
     assert "#@title" not in page and "<details open" not in page
 
 

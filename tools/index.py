@@ -23,7 +23,7 @@ th {{ padding-top: 1.4rem; font-size: 1.1rem; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; color: var(--soft); }}
 .soft {{ color: var(--soft); }} .bad {{ color: var(--bad); }}
 @media (max-width: 42rem) {{
-  td {{ display: block; border: 0; padding: 0 0 .1rem; text-align: left !important; }}
+  th, td {{ display: block; border: 0; padding: 0 0 .1rem; text-align: left !important; }}
   td.number {{ display: inline-block; padding-right: 1rem; }}
   tr {{ display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }}
 }}

@@ -53,6 +53,9 @@ class Renderer(IPythonRenderer):
     def latex_environment(self, name, body):
         return self.formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block", super().latex_environment(name, body))
 
+    def _html_embed_images(self, html):  # nbconvert's closes a <details> at once, and what is folded stands open
+        return super()._html_embed_images(html) if "<img" in html else html
+
 
 def exporter_for(folder):
     @jinja2.pass_context

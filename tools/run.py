@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from shared.files import command_line
 from tools import index, notebooks, setup
 from tools.notebooks import count
 
@@ -84,7 +85,7 @@ def data_asked_for(paths):
 
     code = "\n".join(cell.source for path in paths for _, cell in notebooks.code_cells(notebooks.read(path)))
     named = set(re.findall(r'\b(?:load|fetch)\("([\w-]+)"\)', code))
-    named |= {"gpt2_vocab", "gpt2_encoder"} if 'load_tokenizer("gpt2")' in code else set()
+    named |= {"gpt2_vocab", "gpt2_encoder"} if re.search(r'load_tokenizer\(("gpt2")?\)', code) else set()
     return [name for name in REGISTRY if name in named]
 
 
@@ -243,6 +244,6 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        command_line(main)
     except KeyboardInterrupt:  # before the first lesson began
         sys.exit(130)
