@@ -807,7 +807,7 @@ def test_what_is_no_known_model_is_not_saved(tmp_path, bpe):
 
 def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert checkpoints.main([str(tmp_path / "nowhere")]) == 1
-    assert "config.json does not exist" in capsys.readouterr().out
+    assert "nowhere does not exist" in capsys.readouterr().out
 
 
 def test_load_weights_alone(folder):

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat.v4 as nbf
 import psutil
 import pytest
+from nbformat.sign import NotebookNotary
 from playwright.sync_api import BrowserType, Error, TimeoutError, sync_playwright
 
 from tools import hygiene, lab, notebooks
@@ -243,6 +244,26 @@ def test_what_a_learner_has_written_is_never_overwritten(course, capsys):
     assert mine.with_name("01_x-2.ipynb").read_text(encoding="utf-8") == "mine again"
     mine.unlink()
     assert lab.copy_course(course, work)[0] == [mine]  # what is missing comes back
+
+
+def test_a_lesson_that_was_renamed_leaves_no_old_copy_but_the_learners(course):
+    work = course / "work"
+    (work / "01_a/01_x.ipynb").write_text("mine", encoding="utf-8")
+    for name in ("01_x", "02_y"):
+        (course / f"01_a/{name}.ipynb").rename(course / f"01_a/1{name[1:]}.ipynb")
+    for _ in range(2):
+        lab.copy_course(course, work)
+        assert sorted(path.name for path in work.glob("01_a/*")) == ["01_x.ipynb", "11_x.ipynb", "12_y.ipynb"]
+
+
+def test_jupyter_trusts_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    cell = nbf.new_code_cell("x", outputs=[nbf.new_output("display_data", data=DRAWING)])
+    notebooks.write(nbf.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    read = notebooks.read(tmp_path / "a.ipynb")
+    assert not NotebookNotary().check_signature(read)
+    lab.sign([tmp_path / "a.ipynb"])
+    assert NotebookNotary().check_signature(read)
 
 
 def test_a_lesson_that_stands_there_from_before_is_the_learners(course):

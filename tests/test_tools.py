@@ -156,7 +156,7 @@ def test_run_refuses_a_setting_that_cannot_be_before_the_first_lesson(project):
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("LLM_TEXT", None, "mine: No such file"), ("LLM_TEXT", b" \n", "mine is empty"),
-    ("LLM_TEXT", "König".encode("latin-1"), "mine is not in UTF-8"), ("LLM_TEXT", {}, "mine: Is a directory"),
+    ("LLM_TEXT", "König".encode("latin-1"), "mine is not in UTF-8"), ("LLM_TEXT", {}, "mine: "),
     ("LLM_BASE", None, "mine does not exist"), ("LLM_BASE", {}, "mine/config.json does not exist"),
     ("LLM_BASE", {"config.json": "{}"}, "mine has no model.safetensors"),
     ("LLM_BASE", {"config.json": "{", "model.safetensors": ""}, "config.json is damaged"),
@@ -563,7 +563,7 @@ def test_the_data_line_names_what_these_lessons_load(tmp_path, monkeypatch, caps
     monkeypatch.setenv("LLM_OFFLINE", "1")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/the-verdict.txt").touch()
-    assert run.data_line([one]) == f"real the_verdict; bundled samples in place of {every[13:]}"
+    assert run.data_line([one]) == f"real files: the_verdict; bundled samples in place of {every[13:]}"
     assert capsys.readouterr().out.count("LLM_MIRROR: there is no folder") == 1  # not once for each of them
     run.data_line([one], finished=True)
     assert capsys.readouterr().out == ""

@@ -47,7 +47,7 @@ def copy_course(root, work, fresh=None):
     """Bring the learner's copy `work` of the course `root` up to date; returns (files written, lessons left as old).
 
     A lesson is copied where it is missing, unchanged since it was copied, or `fresh` (a path from the root): then the
-    old file is renamed. The other pages are nobody's work and are always the course's.
+    old file is renamed. Unchanged copies of what the course has no more go. The other pages are always the course's.
     """
     note = work / ORIGINS
     origins = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
@@ -67,6 +67,10 @@ def copy_course(root, work, fresh=None):
             shutil.copyfile(source, copy)
             origins[name] = now
             written.append(copy)
+    for name in [name for name in origins if not (root / name).is_file()]:  # renamed in the course, or gone
+        if (work / name).is_file() and checksum(work / name) == origins[name]:
+            (work / name).unlink()
+        del origins[name]
     for page in [page for pattern in PAGES for page in root.glob(pattern)]:
         copy = work / page.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +115,7 @@ def main(arguments=None):
         if old:
             print(f"the course has a newer version of {', '.join(map(notebooks.number_of, old))}, and you have changed "
                   f'your copy: it stays. For the new one: make lab ARGS="--fresh {notebooks.number_of(old[0])}"')
+    print(f"opening {folder / page}", flush=True)
     sign(new)
     process = subprocess.Popen(command(folder, page, options), cwd=folder)
     while True:

@@ -94,16 +94,16 @@ def data_line(paths, finished=False):
     from shared.data import places
     from shared.data.registry import REGISTRY
 
-    said, here = io.StringIO(), {}
+    said = io.StringIO()
     with contextlib.redirect_stdout(said):  # a mirror that is not there is told for every data set
-        for name in data_asked_for(paths):
-            found = [place for _, place in places.places_of(REGISTRY[name]) if isinstance(place, Path)]
-            here[name] = any(place.is_file() for place in found)
+        found = {name: [place for _, place in places.places_of(REGISTRY[name])] for name in data_asked_for(paths)}
     if not finished:
         sys.stdout.writelines(dict.fromkeys(said.getvalue().splitlines(keepends=True)))
+    here = {name: any(isinstance(p, Path) and p.is_file() for p in found[name]) for name in found}
     real, others = (", ".join(name for name in here if here[name] is kind) for kind in (True, False))
-    asked = "bundled samples in place of" if finished or places.is_offline() else "to be fetched, else bundled samples:"
-    parts = [f"real {real}"] * bool(real) + [f"{asked} {others}"] * bool(others)
+    ask = not finished and any(isinstance(place, str) for name in found for place in found[name])  # an address
+    asked = "to be fetched, else bundled samples:" if ask else "bundled samples in place of"
+    parts = [f"real files: {real}"] * bool(real) + [f"{asked} {others}"] * bool(others)
     if os.environ.get("LLM_TEXT") and any(notebooks.number_of(path) == "3.2" for path in paths):
         parts.append(f"lesson 3.2 reads {os.environ['LLM_TEXT']} (LLM_TEXT)")
     return "; ".join(parts) or "none"
