@@ -246,6 +246,35 @@ def test_what_a_learner_has_written_is_never_overwritten(course, capsys):
     assert lab.copy_course(course, work)[0] == [mine]  # what is missing comes back
 
 
+def test_the_learners_copy_is_opened_and_the_course_when_asked_for(course, monkeypatch, capsys):
+    started, signed = [], []
+    monkeypatch.setattr(lab, "ROOT", course)
+    monkeypatch.setattr(lab.setup, "enter", lambda *arguments: None)
+    monkeypatch.setattr(lab, "sign", lambda new: signed.append([path.relative_to(course).as_posix() for path in new]))
+    monkeypatch.setattr(lab.subprocess, "Popen", lambda command, cwd: started.append((command, cwd)) or Process())
+
+    class Process:
+        def wait(self):
+            return 0
+
+    mine, theirs = course / "work/01_a/02_y.ipynb", course / "01_a/02_y.ipynb"
+    mine.write_text("mine", encoding="utf-8")
+    theirs.write_text("second", encoding="utf-8")
+    assert lab.main(["1.2", "--port=9"]) == 0
+    command, folder = started.pop()
+    assert folder == course / "work" and "--LabApp.default_url=/lab/tree/01_a/02_y.ipynb" in command
+    assert f"--ServerApp.root_dir={folder}" in command and command[-1] == "--port=9"
+    assert mine.read_text(encoding="utf-8") == "mine" and signed.pop() == []
+    said = capsys.readouterr().out
+    assert "newer version of 1.2" in said and 'make lab ARGS="--fresh 1.2"' in said
+    lab.main(["--fresh", "1.2"])
+    assert mine.read_text(encoding="utf-8") == "second" and signed.pop() == ["work/01_a/02_y.ipynb"]
+    assert "newer version" not in capsys.readouterr().out
+    mine.write_text("mine", encoding="utf-8")
+    lab.main(["1.2", "--course"])
+    assert started.pop()[1] == course and signed.pop() == ["01_a/01_x.ipynb", "01_a/02_y.ipynb"]
+
+
 def test_a_lesson_that_was_renamed_leaves_no_old_copy_but_the_learners(course):
     work = course / "work"
     (work / "01_a/01_x.ipynb").write_text("mine", encoding="utf-8")

@@ -108,7 +108,7 @@ def main(arguments=None):
     page = path_of(lesson)  # a lesson that is not there is told before the set-up
     setup.enter("tools.lab", arguments)
     if "--course" in arguments:
-        folder, new = ROOT, notebooks.lessons()
+        folder, new = ROOT, notebooks.lessons(ROOT)
     else:
         folder = ROOT / "work"
         new, old = copy_course(ROOT, folder, page if "--fresh" in arguments else None)

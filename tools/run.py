@@ -185,7 +185,7 @@ def main(arguments=None):
         seconds = round(time.perf_counter() - start, 1)
         write_report(report_on(results, earlier, state=state, seconds=seconds, **about, **more), out)
 
-    if earlier:  # its index speaks of another run, should this one end in its first second
+    if there := (out / "index.html").is_file():  # it speaks of another run, should this one end in its first second
         report("begun")
 
     from shared import runtime
@@ -194,7 +194,7 @@ def main(arguments=None):
     try:
         check_settings()
     except ValueError as error:
-        if earlier:
+        if there:
             report(str(error))
         raise SystemExit(error) from None
     scale, described, data = runtime.scale(), runtime.describe(), data_line(paths)
