@@ -273,6 +273,12 @@ def test_the_learners_copy_is_opened_and_the_course_when_asked_for(course, monke
     mine.write_text("mine", encoding="utf-8")
     lab.main(["1.2", "--course"])
     assert started.pop()[1] == course and signed.pop() == ["01_a/01_x.ipynb", "01_a/02_y.ipynb"]
+    lab.main(["work/01_a/02_y.ipynb"])  # as the shell completes it
+    assert "--LabApp.default_url=/lab/tree/01_a/02_y.ipynb" in started.pop()[0]
+    (course / "shared").mkdir()
+    (course / "shared/gpt.py").touch()
+    with pytest.raises(SystemExit, match='your copy has no shared/gpt.py.*make lab ARGS="shared/gpt.py --course"'):
+        lab.main(["shared/gpt.py"])
 
 
 def test_a_lesson_that_was_renamed_leaves_no_old_copy_but_the_learners(course):

@@ -11,13 +11,13 @@ It is made on first use. A lesson that you have changed is never overwritten; th
   --no-venv   stay in the Python that is running
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from urllib.parse import quote
 
+from shared.files import sha256_of
 from tools import notebooks, setup
 
 ROOT = notebooks.ROOT
@@ -39,10 +39,6 @@ def path_of(lesson=None):
     return path.relative_to(ROOT).as_posix()
 
 
-def checksum(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def copy_course(root, work, fresh=None):
     """Bring the learner's copy `work` of the course `root` up to date; returns (files written, lessons left as old).
 
@@ -53,9 +49,9 @@ def copy_course(root, work, fresh=None):
     origins = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     written, old = [], []
     for source in notebooks.lessons(root):
-        name, now = source.relative_to(root).as_posix(), checksum(source)
+        name, now = source.relative_to(root).as_posix(), sha256_of(source)
         copy = work / name
-        changed = copy.is_file() and checksum(copy) not in (now, origins.get(name))
+        changed = copy.is_file() and sha256_of(copy) not in (now, origins.get(name))
         if changed and name == fresh:
             number = next(n for n in range(1, 10_000) if not copy.with_stem(f"{copy.stem}-{n}").exists())
             print(f"your old copy: {copy.rename(copy.with_stem(f'{copy.stem}-{number}'))}")
@@ -68,7 +64,7 @@ def copy_course(root, work, fresh=None):
             origins[name] = now
             written.append(copy)
     for name in [name for name in origins if not (root / name).is_file()]:  # renamed in the course, or gone
-        if (work / name).is_file() and checksum(work / name) == origins[name]:
+        if (work / name).is_file() and sha256_of(work / name) == origins[name]:
             (work / name).unlink()
         del origins[name]
     for page in [page for pattern in PAGES for page in root.glob(pattern)]:
@@ -115,6 +111,9 @@ def main(arguments=None):
         if old:
             print(f"the course has a newer version of {', '.join(map(notebooks.number_of, old))}, and you have changed "
                   f'your copy: it stays. For the new one: make lab ARGS="--fresh {notebooks.number_of(old[0])}"')
+    page = page.removeprefix("work/")
+    if not (folder / page).is_file():
+        raise SystemExit(f'your copy has no {page}; the course has: make lab ARGS="{page} --course"')
     print(f"opening {folder / page}", flush=True)
     sign(new)
     process = subprocess.Popen(command(folder, page, options), cwd=folder)

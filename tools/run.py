@@ -181,9 +181,9 @@ def main(arguments=None):
     out, start = Path(options.out), time.perf_counter()
     earlier, results, about = earlier_results(out), [], {"lessons": len(paths), "jobs": options.jobs}
 
-    def report(state, **more):
+    def report(state):
         seconds = round(time.perf_counter() - start, 1)
-        write_report(report_on(results, earlier, state=state, seconds=seconds, **about, **more), out)
+        write_report(report_on(results, earlier, state=state, seconds=seconds, **about), out)
 
     if there := (out / "index.html").is_file():  # it speaks of another run, should this one end in its first second
         report("begun")
