@@ -1,40 +1,68 @@
-"""Messages in files: label those that come in with a classifier of your own, or read labelled ones to learn from.
+"""A spam classifier of your own: train it on your labelled messages, then label those that come in.
 
-    python 04_classification_finetune/classify.py MODEL < messages.txt
+    python 04_classification_finetune/classify.py --train messages.csv --out my_filter
+    python 04_classification_finetune/classify.py my_filter < inbox.txt
 
-MODEL is a folder that `SpamClassifier.save` wrote. Messages come one a line, or one a row of a CSV text whose first
-line names its columns (such as label,text). Where it has labels, the last line, on standard error, says how many were
-right. `read_messages` gives the labelled messages of a file to `train_classifier`.
+Messages to learn from stand in a CSV file whose first line names its columns (such as label,text, in any order; labels
+ham and spam), or one a line: label, tab, text. It learns as in lesson 4.1 and keeps the classifier, with its threshold,
+in the folder. Messages to label come one a line, or one a row of a CSV text with named columns; where it has labels,
+the last line, on standard error, says how many were right. What is not UTF-8 is read as Windows-1252.
 """
 
 import argparse
 import csv
 import io
+import json
+import math
 import re
-import signal
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
+from shared import classification  # noqa: E402
+from shared.checkpoints import load_base  # noqa: E402
 from shared.classification import LABELS, SpamClassifier, parse_messages  # noqa: E402
+from shared.files import command_line, read_json, write_atomically  # noqa: E402
+from shared.metrics import classification_metrics  # noqa: E402
+from shared.runtime import get_device, scale, seed_everything  # noqa: E402
 
 LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
 TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
+RECIPE = {"quick": (3600, 1e-3), "full": (10_800, 5e-5)}  # of lesson 4.1: messages shown at least, learning rate
+THRESHOLD = "threshold.json"  # in the classifier's folder
+
+
+def decoded(raw, where):
+    """`raw` as text: lines in UTF-8, and those that are not in Windows-1252, of which one line on stderr tells."""
+    lines, odd = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), []
+    for i, line in enumerate(lines):
+        try:
+            lines[i] = line.decode("utf-8")
+        except UnicodeDecodeError:
+            lines[i] = line.decode("cp1252", errors="replace")
+            odd.append(i + 1)
+    if odd:
+        more = f", nor are {len(odd) - 1} others" if odd[1:] else ""
+        print(f"{where}: line {odd[0]} is not UTF-8{more}; read as Windows-1252", file=sys.stderr)
+    return "\n".join(lines)
 
 
 def read_messages(path, labels=LABELS):
-    """The messages of a file: tab-separated, or .csv (label, text, perhaps a line of headings), UTF-8 or Windows-1252.
+    """The labelled messages of a file: a CSV text with named columns, rows label,text of a .csv, or label, tab, text.
 
     Raises FileNotFoundError, or ValueError naming the file and the line.
     """
-    raw = Path(path).read_bytes()
+    text = decoded(Path(path).read_bytes(), path)
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        text = raw.decode("cp1252", errors="replace")
-        print(f"{path}: line {raw[: error.start].count(10) + 1} is not UTF-8; the file is read as Windows-1252")
-    try:
+        unnamed = re.match(rf"({'|'.join(map(re.escape, labels))})\s*[,;\t]", text, re.IGNORECASE)
+        table = None if unnamed else read_table(text, labels)
+        if table is not None:
+            if not table:
+                raise ValueError("there is no message")
+            return table
         if Path(path).suffix.lower() == ".csv":
             text = tab_separated(text, labels)
         return parse_messages(text, labels)
@@ -60,10 +88,11 @@ def tab_separated(text, labels):
     return "\n".join(lines)
 
 
-def read_table(text):
+def read_table(text, labels=None):
     """[(label or "", message), ...] of a CSV text whose first line names its columns; None for a text that is no table.
 
-    Raises ValueError, naming the line, for a row with other columns than the first or with a wrong quote.
+    With `labels` each row must have one of them. Columns without a name hold what unquoted commas cut off the text.
+    Raises ValueError, naming the line, for a row with other columns than the first, a wrong label or a wrong quote.
     """
     first = text.partition("\n")[0][:1000]
     for delimiter in ",;\t":
@@ -76,13 +105,23 @@ def read_table(text):
             raise ValueError(f"line 1 names no column of texts ({', '.join(TEXT_COLUMNS)}): {first[:60]!r}")
     else:
         return None
+    if labels and not label:
+        raise ValueError(f"line 1 names no column of labels ({', '.join(LABEL_COLUMNS)}): {first[:60]!r}")
     reader, messages = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []
+    places = [column[0], *(i for i, name in enumerate(names) if not name)]
     try:
         for row in filter(None, reader):
             if len(row) != len(names):
                 raise ValueError(f"line {reader.line_num}: {len(row)} columns, where line 1 names {len(names)}; "
                                  f"a text with {delimiter!r} in it must stand in quotes")
-            messages.append((row[label[0]] if label else "", " ".join(row[column[0]].split())))
+            given = row[label[0]] if label else ""
+            if labels and messages:  # the first row is the headings
+                given = given.strip().lower()
+                if given not in labels:
+                    raise ValueError(f"line {reader.line_num}: the label is {given[:20]!r}; it must be one of "
+                                     f"{', '.join(labels)}")
+            message = delimiter.join(row[i] for i in places).rstrip(delimiter if places[1:] else "")
+            messages.append((given, " ".join(message.split())))
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None
     return messages[1:]
@@ -94,25 +133,73 @@ def how_many_right(given, called, labels):
     counts = {label: (sum(g == c == label.lower() for g, c in zip(given, called, strict=True)),
                       given.count(label.lower())) for label in labels}  # fmt: skip
     right, n = map(sum, zip(*counts.values(), strict=True))
-    others = f"; {len(given) - n} rows have a label that the model does not know" if n < len(given) else ""
+    others = f"; not counted, for their labels are not the model's: {len(given) - n}" if n < len(given) else ""
     return f"right: {right} of {n} ({', '.join(f'{label} {k} of {m}' for label, (k, m) in counts.items())}){others}"
+
+
+def learn(file, folder):
+    """Train a classifier on the messages of `file` as lesson 4.1 does, say how good it is, and keep it in `folder`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already and not empty: name a new folder")
+    found = read_messages(file)
+    messages = classification.deduplicate(found)
+    train, val, test = classification.split(messages)
+    rate = sum(label == LABELS[1] for label, _ in train) / len(train)
+    print(f"{file}: {len(found)} messages, {len(found) - len(messages)} of them repeated; {rate:.1%} are {LABELS[1]}")
+    seed_everything(41)
+    base, tokenizer = load_base()
+    classifier = SpamClassifier(base.to(get_device()), tokenizer)
+    seen = train + [message for message in train if rate < 0.5 and message[0] == LABELS[1]]  # the rare ones twice
+    shown, lr = RECIPE[scale()]
+    epochs, batches = math.ceil(shown / len(seen)), math.ceil(len(seen) / 16)
+    weights = classification.class_weights(torch.tensor([LABELS.index(label) for label, _ in seen]), len(LABELS))
+    classification.train_classifier(
+        classifier, seen, classification.balance(val), batch_size=16, weights=weights, epochs=epochs, lr=lr,
+        warmup_steps=epochs * batches // 10)  # fmt: skip
+    threshold = 1 - rate  # the weights showed it a world of halves; in this one a probability must be higher
+    labels, scores = [LABELS.index(label) for label, _ in test], classifier.predict([text for _, text in test])[1][:, 1]
+    measured = classification_metrics(labels, scores, threshold)
+    print(f"on {measured.n} messages that it has not seen (always saying {LABELS[0]} is right in "
+          f"{1 - sum(labels) / len(labels):.1%}), with 95 % intervals:")  # fmt: skip
+    for what in ("accuracy", "precision", "recall", "f1"):
+        low, high = getattr(measured, f"{what}_interval")
+        print(f"  {what:9} {getattr(measured, what):.3f} ({low:.3f} to {high:.3f})")
+    classifier.save(folder)
+    with write_atomically(folder / THRESHOLD) as part:
+        part.write_text(json.dumps({"threshold": threshold}), encoding="utf-8")
+    print(f"kept, with the threshold {threshold:.3f}. To label messages, one a line or a CSV text:\n"
+          f"  python 04_classification_finetune/classify.py {folder} < messages.txt")  # fmt: skip
+
+
+def threshold_of(folder):
+    """The threshold that is kept with a classifier, else a half. Raises ValueError, naming the file."""
+    file = Path(folder) / THRESHOLD
+    return read_json(file, float).get("threshold", 0.5) if file.is_file() else 0.5
 
 
 def main(argv=None):
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="a folder that SpamClassifier.save wrote")
-    parser.add_argument("--threshold", type=float, default=0.5, help="call it by the last label from here on")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a classifier's folder: label what comes in")
+    parser.add_argument("--train", metavar="FILE", type=Path, help="labelled messages to learn from")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="with --train: the new folder of the classifier")
+    parser.add_argument("--threshold", type=float, help="call it by the last label from this probability on (default: "
+                        "what is kept with the model, else 0.5)")  # fmt: skip
     args = parser.parse_args(argv)
-    if args.threshold != args.threshold:
-        parser.error("--threshold is NaN, which no probability reaches")
-    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    if (args.model is None) == (args.train is None) or (args.train is None) != (args.out is None):
+        parser.error("name the folder of a classifier, or --train FILE --out DIR")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold is {args.threshold}; a probability lies between 0 and 1")
     sys.stdout.reconfigure(errors="replace")
     try:
+        if args.train:
+            learn(args.train, args.out)
+            return 0
         classifier = SpamClassifier.load(args.model)
+        threshold = threshold_of(args.model) if args.threshold is None else args.threshold
         if sys.stdin.isatty():
             print("type a message a line, then Ctrl-D (Windows: Ctrl-Z)", file=sys.stderr)
-        text = sys.stdin.read()
+        text = decoded(sys.stdin.buffer.read(), "input")
         table = read_table(text)
         lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
         given, texts = zip(*table, strict=True) if table else ((), lines)
@@ -122,6 +209,8 @@ def main(argv=None):
         if table == [] or not text.strip():
             raise ValueError("there is no message")
         probabilities = classifier.predict(texts)[1][:, -1].tolist()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -129,7 +218,7 @@ def main(argv=None):
         return 130
     called = []
     for text, scores in zip(texts, probabilities, strict=True):
-        called.append(classifier.labels[-1 if scores >= args.threshold else 0])
+        called.append(classifier.labels[-1 if scores >= threshold else 0])
         print(f"{called[-1]}\t{scores:.4f}\t{text}")
     if any(given):
         print(how_many_right(given, called, classifier.labels), file=sys.stderr)
@@ -137,6 +226,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # where `| head` has read enough, it is done
-    raise SystemExit(main())
+    command_line(main)

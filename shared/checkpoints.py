@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from shared import data, gpt
-from shared.files import read_json, write_together
+from shared.files import command_line, read_json, write_together
 from shared.runtime import scale
 from shared.tokenizer import END_OF_TEXT, BPETokenizer, from_tiktoken, load_tokenizer, valid_unicode, with_end_of_text
 from shared.tokenizer_files import has_tokenizer, read_bpe_files, tokenizer_config
@@ -166,8 +166,8 @@ def load_model(folder, extra=()):
 def open_folder(folder):
     """(what config.json says, the files with the weights) of a Hugging Face folder. Raises FileNotFoundError."""
     config, whole = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-    if not config.is_file():
-        raise FileNotFoundError(f"{config} does not exist: it is no folder of a Hugging Face checkpoint")
+    if missing := next((path for path in (config.parent, config) if not path.exists()), None):
+        raise FileNotFoundError(f"{missing} does not exist; a Hugging Face checkpoint is a folder with a config.json")
     files = [whole] if whole.is_file() else sorted(Path(folder).glob("model-*-of-*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} has no model.safetensors: weights are read from safetensors files only")
@@ -247,4 +247,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command_line(main)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def write_atomically(path):
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def command_line(main):
+    """Run the `main` of a command and end the program: quietly where nobody reads on, as after `| head`."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more, and complains
+        status = 1
+    raise SystemExit(status)
 
 
 def read_utf8(file):

@@ -27,7 +27,10 @@ def get_device():
             device = torch.device(wanted)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"LLM_DEVICE={wanted!r} cannot be used here: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0]
+            if "Expected one of" in reason:  # twenty names follow
+                reason = "it must be cpu, cuda (or cuda:1, the second GPU) or mps"
+            raise ValueError(f"LLM_DEVICE={wanted!r} cannot be used here: {reason}") from None
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -509,7 +509,7 @@ def test_a_classifier_in_several_files_and_one_whose_tokenizer_ends_nothing(spam
 
 
 def test_missing_and_damaged_files(folder):
-    with pytest.raises(FileNotFoundError, match="no folder of a Hugging Face checkpoint"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         load_model(folder / "nowhere")
     (folder / "merges.txt").unlink()
     with pytest.raises(FileNotFoundError, match="merges.txt"):
@@ -807,7 +807,7 @@ def test_what_is_no_known_model_is_not_saved(tmp_path, bpe):
 
 def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert checkpoints.main([str(tmp_path / "nowhere")]) == 1
-    assert "config.json does not exist" in capsys.readouterr().out
+    assert "nowhere does not exist" in capsys.readouterr().out
 
 
 def test_load_weights_alone(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.checkpoints import save_model
 from shared.tokenizer import BPETokenizer
 from tests.test_classification import CONFIG, STORY, TEXTS, make
 
@@ -46,10 +47,10 @@ def test_files_are_read(tmp_path, capsys):
     expected = [("ham", "café £5"), ("spam", "WIN")]
     assert read_messages(write(tmp_path / "a.tsv", "ham\tcafé £5\nspam\tWIN\n")) == expected
     assert read_messages(write(tmp_path / "b.txt", "\ufeffham\tcafé £5\r\nspam\tWIN\r\n")) == expected
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     file = write(tmp_path / "c.tsv", "ham\tok\nham\tcafé £5\nspam\tWIN".encode("cp1252"))
     assert read_messages(file) == [("ham", "ok"), *expected]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert str(file) in said and "line 2" in said and "Windows-1252" in said and said.count("\n") == 1
 
 
@@ -60,6 +61,10 @@ def test_csv_files_are_read(tmp_path):
     assert read_messages(write(tmp_path / "b.CSV", text.split("\r\n", 1)[1].encode("utf-8-sig"))) == expected
     assert read_messages(write(tmp_path / "c.csv", "v1,v2,,,\nham,hello,,,\nspam,\"win, or\",lose,,\n")) == [
         ("ham", "hello"), ("spam", "win, or,lose")]  # fmt: skip
+    for name, turned in (("e.csv", "id;text;class\n1;WIN, now;SPAM \n2;hi;ham\n"),
+                         ("e.txt", "text\tlabel\nWIN, now\tspam\nhi\tham")):
+        assert read_messages(write(tmp_path / name, turned)) == [("spam", "WIN, now"), ("ham", "hi")]
+    assert read_messages(write(tmp_path / "f.txt", "ham\ttext\nspam\tclass\n"))[0] == ("ham", "text")  # no headings
     assert read_messages(write(tmp_path / "d.csv", "ham,see you, later\nspam,\n")) == [  # nothing is lost
         ("ham", "see you, later"), ("spam", "")]  # fmt: skip
 
@@ -68,7 +73,8 @@ def test_csv_files_are_read(tmp_path):
     ("a.tsv", "ham\ta\nspam b\n", "a.tsv: line 2 has no tab"),
     ("b.tsv", "ham,a\nspam,b\n", "b.tsv: line 1 has no tab.*CSV"),
     ("c.csv", 'label,text\nham,a\n\nham,"two\nlines"\nsapm,b\n', "c.csv: line 6: the label is 'sapm'"),
-    ("d.csv", "label,text\nham,a\nspam\n", "d.csv: line 3 has no tab"),
+    ("d.csv", "label,text\nham,a\nspam\n", "d.csv: line 3: 1 columns, where line 1 names 2"),
+    ("d.csv", "text,time\nham,a\n", "d.csv: line 1 names no column of labels .label, category"),
     ("e.csv", "ham,a\rb\nspam,c", "e.csv: line 2 has no tab"),
     ("f.csv", "ham,b\nham," + "a" * 200_000, "f.csv: line 2: "),
     ("f.csv", 'ham,b\nham,"a quote that is not closed\nspam,c\n', "f.csv: line 3: "),
@@ -124,12 +130,13 @@ def test_lines_are_labelled(folder, classifier):
 
 
 def test_odd_bytes_and_a_narrow_terminal(folder):
-    """Bytes that are no UTF-8 are read as U+FFFD, and what the terminal cannot show becomes a question mark."""
-    odd = b"caf\xe9 \xff\xfe\n" + "naïve\n\0\n漢字\n".encode()
+    """Lines that are no UTF-8 are read as Windows-1252, and what the terminal cannot show becomes a question mark."""
+    odd = b"caf\xe9 \x81\xfe\n" + "naïve\n\0\n漢字\n".encode()
     done = run(folder, stdin=odd, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
-    assert done.returncode == 0 and done.stderr == b""
+    assert done.returncode == 0
+    assert done.stderr.decode().splitlines() == ["input: line 1 is not UTF-8; read as Windows-1252"]
     lines = done.stdout.decode("latin-1").replace("\r\n", "\n").split("\n")
-    assert [line.split("\t")[2] for line in lines[:-1]] == ["caf? ??", "naïve", "\0", "??"]
+    assert [line.split("\t")[2] for line in lines[:-1]] == ["café ?þ", "naïve", "\0", "??"]
 
 
 TABLE = 'Label,Text\r\nham,see you at 8\r\n\r\nSPAM ,"WIN, ""now"",\ncall us"\r\nham,\r\n'
@@ -154,7 +161,7 @@ def test_a_table_is_read_by_the_names_of_its_columns(typed, classifier, table, g
     right = sum(c == g for c, g in zip(called, given, strict=False))
     assert said.startswith(f"right: {right} of {len(given) - given.count(None)} (ham ") if given else said == ""
     assert (", spam 1 of 1)" if "spam" in called else ", spam 0 of 1)") in said or not given
-    assert ("1 rows have a label" in said) == (None in given)
+    assert ("not counted, for their labels are not the model's: 1" in said) == (None in given)
 
 
 @pytest.mark.parametrize("first", ["text, call or write", "class, tomorrow at 8", "ham,hello", '"quoted"', "label", ""])
@@ -191,10 +198,15 @@ def test_a_wrong_folder_gives_one_sentence(tmp_path):
     assert "nowhere" in said and "config.json" in said and "Traceback" not in said and said.count("\n") == 1
 
 
-def test_a_threshold_that_is_no_number(folder, capsys):
+@pytest.mark.parametrize(("options", "says"), [
+    (["MODEL", "--threshold", "nan"], "a probability lies between 0 and 1"), ([], "--train FILE --out DIR"),
+    (["--train", "x.csv"], "--train FILE --out DIR"), (["MODEL", "--train", "x.csv", "--out", "y"], "name the folder"),
+    (["MODEL", "--threshold", "2"], "a probability lies between 0 and 1"),
+])  # fmt: skip
+def test_options_that_do_not_fit(options, says, capsys):
     with pytest.raises(SystemExit):
-        classify.main([str(folder), "--threshold", "nan"])
-    assert "--threshold is NaN" in capsys.readouterr().err
+        classify.main(options)
+    assert says in capsys.readouterr().err
 
 
 def test_damaged_weights_give_one_sentence(typed, classifier, monkeypatch):
@@ -217,3 +229,62 @@ def test_a_reader_that_has_read_enough(folder):
 def test_a_million_blanks_are_a_message_like_any_other(folder):
     done = run(folder, stdin=f"hello\n{' ' * 1_200_000}x\nbye\n".encode())
     assert done.returncode == 0 and done.stderr == b"" and done.stdout.count(b"\n") == 3
+
+
+# --- a classifier of one's own ---------------------------------------------------------------------------------------
+
+HAM = "the lamp was lit and the keeper went up the stairs {} times"
+SPAM = "WIN {} pounds NOW call free"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch, classifier):
+    """A CSV file with its columns turned around, some of it in Windows-1252, and a tiny model to start from."""
+    save_model(classifier.gpt, classifier.tokenizer, tmp_path / "base")
+    monkeypatch.setenv("LLM_BASE", str(tmp_path / "base"))
+    monkeypatch.setenv("LLM_DEVICE", "cpu")
+    monkeypatch.setitem(classify.RECIPE, "quick", (400, 1e-3))
+    rows = [f"{HAM.format(i)},HAM" for i in range(80)] + [f'"{SPAM.format(i)}, ok",spam' for i in range(20)]
+    lines = ["Text,Label", *rows, rows[0], "caf\xe9,ham"]
+    return write(tmp_path / "mine.csv", "\n".join(lines).encode("latin-1"))
+
+
+def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
+    kept = tmp_path / "new" / "filter"
+    assert classify.main(["--train", str(own), "--out", str(kept)]) == 0
+    out, said = capsys.readouterr()
+    assert "mine.csv: line 103 is not UTF-8; read as Windows-1252" in said
+    assert "102 messages, 1 of them repeated; 19.7% are spam" in out and "on 20 messages" in out
+    assert "always saying ham is right in 80.0%" in out and out.count(" to ") == 4
+    assert f"  python 04_classification_finetune/classify.py {kept} < messages.txt" in out.splitlines()
+    threshold = classify.threshold_of(kept)
+    assert threshold == pytest.approx(1 - 14 / 71) and f"the threshold {threshold:.3f}" in out
+
+    both = [HAM.format(500), SPAM.format(500)]
+    scores = classify.SpamClassifier.load(kept).predict(both)[1][:, 1].tolist()
+    assert scores[0] < 0.5 < scores[1], "it has learned"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(both).encode())))
+    assert classify.main([str(kept)]) == 0
+    called = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert called == ["spam" if score >= threshold else "ham" for score in scores]
+
+    before = sorted((file, file.read_bytes()) for file in kept.iterdir())
+    assert classify.main(["--train", str(own), "--out", str(kept)]) == 1
+    assert "is there already and not empty" in capsys.readouterr().err
+    assert sorted((file, file.read_bytes()) for file in kept.iterdir()) == before
+
+
+def test_what_cannot_be_learned_from_is_one_sentence(own, tmp_path, capsys):
+    for text, says in (("text,label\nhello,1\n", "line 2: the label is '1'; it must be one of ham, spam"),
+                       ("text,label\nhello,ham\nWIN,spam\n", "too few for parts")):  # fmt: skip
+        own.write_text(text, encoding="utf-8")
+        assert classify.main(["--train", str(own), "--out", str(tmp_path / "kept")]) == 1
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1 and not (tmp_path / "kept").exists()
+
+
+def test_a_kept_threshold_that_is_none(folder, tmp_path):
+    assert classify.threshold_of(tmp_path) == 0.5
+    write(tmp_path / "threshold.json", '{"threshold": "high"}')
+    with pytest.raises(ValueError, match="threshold.json is damaged: 'threshold' is 'high'"):
+        classify.threshold_of(tmp_path)

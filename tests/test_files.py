@@ -105,3 +105,13 @@ def test_damaged_json_is_named(tmp_path, content, message):
         read_json(path, int)
     path.write_bytes(b'\xef\xbb\xbf{"a": 3}')
     assert read_json(path, int) == {"a": 3}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes on Windows")
+@pytest.mark.parametrize("command", [["shared.data", "--list"], ["shared.checkpoints", "shared/course_base"]])
+def test_a_command_ends_quietly_where_nobody_reads_on(command):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

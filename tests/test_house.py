@@ -42,7 +42,7 @@ def rooms_imported(path):
 def test_every_module_has_its_place():
     assert (SHARED / "__init__.py").read_text(encoding="utf-8") == ""
     strangers = {room_of(path) for path in FILES} - {"__init__", *ORDER}
-    assert not strangers, f"give these their place in ORDER, and in the README's table: {sorted(strangers)}"
+    assert not strangers, f"give these their place in ORDER, and in the table of CONTRIBUTING.md: {sorted(strangers)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -1,4 +1,4 @@
-"""`make lab` in a real JupyterLab and a real browser: the reader clicks from the first lesson to the last."""
+"""`make lab`: the learner's copy; in a real JupyterLab and browser, the way from the first lesson to the last."""
 
 import contextlib
 import os
@@ -11,12 +11,15 @@ import sys
 import time
 import urllib.request
 import warnings
+from pathlib import Path
 
+import nbformat.v4 as nbf
 import psutil
 import pytest
+from nbformat.sign import NotebookNotary
 from playwright.sync_api import BrowserType, Error, TimeoutError, sync_playwright
 
-from tools import lab, notebooks
+from tools import hygiene, lab, notebooks
 
 LESSONS = [path.relative_to(notebooks.ROOT).as_posix() for path in notebooks.lessons()]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "microsoft-edge")
@@ -25,6 +28,8 @@ IS_OPEN = """path => {
     const context = window.jupyterapp?.shell.currentWidget?.context;
     return context?.isReady && context.path === path;
 }"""
+SHOWS_DRAWING = "() => !!window.jupyterapp.shell.currentWidget.node.querySelector('.jp-RenderedSVG')"
+DRAWING = {"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "text/plain": "a square"}
 SHOWS_BADGE = """() => {
     const image = window.jupyterapp.shell.currentWidget.node.querySelector('img[alt="Open in Colab"]');
     return image?.naturalWidth > 0;
@@ -59,14 +64,18 @@ def chromium():
 
 @contextlib.contextmanager
 def jupyterlab(folder):
-    """`python -m tools.lab` on a free port, in a copy of the course, for JupyterLab saves by itself, and with settings
-    folders of its own. Gives the address and the token.
+    """`python -m tools.lab` on a free port, in a course of its own, whose first lesson begins with a saved drawing, and
+    with settings folders of its own. Gives the address and the token.
     """
     course = folder / "course"
     for path in [*(notebooks.ROOT / name for name in ("shared", "tools")), *notebooks.ROOT.glob("0?_*")]:
         shutil.copytree(path, course / path.name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("README.md", "requirements.txt"):
-        shutil.copy(notebooks.ROOT / name, course)
+    for path in [*notebooks.ROOT.glob("*.md"), notebooks.ROOT / "requirements.txt"]:
+        shutil.copy(path, course)
+    shutil.copytree(notebooks.ROOT / "pictures", course / "pictures")
+    first = notebooks.read(course / LESSONS[0])
+    first.cells[1].outputs = [nbf.new_output("execute_result", data=DRAWING, execution_count=1)]
+    notebooks.write(first, course / LESSONS[0])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -138,12 +147,15 @@ def test_a_reader_clicks_from_the_first_lesson_to_the_last_and_to_the_readme(tmp
         page.evaluate("window.loadedOnce = true")
         wait_for_file(page, LESSONS[0])
         page.wait_for_function(SHOWS_BADGE)
+        page.wait_for_function(SHOWS_DRAWING)
         for following in LESSONS[1:]:
             open_by(click_last_link, page, following)
             page.wait_for_function(SHOWS_BADGE)
 
         open_by(open_from_the_list, page, "README.md")
         open_by(click_last_link, page, LESSONS[3])
+        assert sorted(path.name for path in (tmp_path / "course/work/02_attention").glob("*.ipynb")) == [
+            Path(name).name for name in LESSONS if name.startswith("02")]  # and this is where all of it happened
         assert page.evaluate("window.loadedOnce") and len(page.context.pages) == 1, "a link left JupyterLab"
         assert page.locator(".jp-Dialog").count() == 0
         said = page.locator(".Toastify__toast").all_inner_texts()
@@ -173,20 +185,142 @@ def test_every_lesson_ends_with_a_link_to_the_next():
     (str(notebooks.ROOT / LESSONS[2]), LESSONS[2]),
 ])
 def test_lab_opens_the_lesson_that_is_named(wanted, page):
-    assert lab.page_of(wanted) == page
+    if wanted == "*loading":
+        page = next(name for name in LESSONS if name.endswith("loading.ipynb"))
+    assert lab.path_of(wanted) == page
 
 
 def test_lab_names_the_lessons_when_there_is_no_such_one(tmp_path):
     with pytest.raises(SystemExit, match="(?s)no lesson fits '9.9'; there are:.*2.1  02_attention/01_simple"):
-        lab.page_of("9.9")
+        lab.path_of("9.9")
     (tmp_path / "a.ipynb").touch()
     with pytest.raises(SystemExit, match="is not in the course folder"):
-        lab.page_of(str(tmp_path / "a.ipynb"))
+        lab.path_of(str(tmp_path / "a.ipynb"))
 
 
-def test_what_the_reader_says_goes_before_our_settings():
-    assert "--LabApp.news_url=None" in lab.command("README.md", [])
-    command = lab.command("a b/ü.ipynb", ["--port=9", "--LabApp.news_url=https://example.org"])
+def test_what_the_reader_says_goes_before_our_settings(tmp_path):
+    assert "--LabApp.news_url=None" in lab.command(tmp_path, "README.md", [])
+    command = lab.command(tmp_path, "a b/ü.ipynb", ["--port=9", "--LabApp.news_url=https://example.org"])
     assert "--LabApp.default_url=/lab/tree/a%20b/%C3%BC.ipynb" in command
+    assert f"--ServerApp.root_dir={tmp_path}" in command
     assert [option for option in command if "news_url" in option] == ["--LabApp.news_url=https://example.org"]
     assert command[-2] == "--port=9"
+
+
+# The learner's copy.
+
+@pytest.fixture
+def course(tmp_path):
+    """A course of two lessons, and its copy."""
+    for name in ("01_a/01_x.ipynb", "01_a/02_y.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"first {name}", encoding="utf-8")
+    (tmp_path / "README.md").write_text("first", encoding="utf-8")
+    work = tmp_path / "work"
+    written, old = lab.copy_course(tmp_path, work)
+    assert [path.relative_to(work).as_posix() for path in written] == ["01_a/01_x.ipynb", "01_a/02_y.ipynb"]
+    assert old == [] and (work / "README.md").read_text(encoding="utf-8") == "first"
+    return tmp_path
+
+
+def test_what_a_learner_has_written_is_never_overwritten(course, capsys):
+    x, y, work = course / "01_a/01_x.ipynb", course / "01_a/02_y.ipynb", course / "work"
+    mine = work / "01_a/01_x.ipynb"
+    assert lab.copy_course(course, work) == ([], [])
+    mine.write_text("mine", encoding="utf-8")
+    assert lab.copy_course(course, work) == ([], [])  # the course has nothing newer
+    for path in (x, y, course / "README.md"):
+        path.write_text("second", encoding="utf-8")
+    for _ in range(2):
+        written, old = lab.copy_course(course, work)
+        assert old == [x] and mine.read_text(encoding="utf-8") == "mine"
+        assert all((work / name).read_text(encoding="utf-8") == "second" for name in ("01_a/02_y.ipynb", "README.md"))
+    assert lab.copy_course(course, work, "01_a/01_x.ipynb") == ([mine], [])
+    assert mine.read_text(encoding="utf-8") == "second"
+    assert mine.with_name("01_x-1.ipynb").read_text(encoding="utf-8") == "mine"
+    assert "01_x-1.ipynb" in capsys.readouterr().out
+    mine.write_text("mine again", encoding="utf-8")
+    lab.copy_course(course, work, "01_a/01_x.ipynb")  # fresh, although the course's is the same as before
+    assert mine.with_name("01_x-2.ipynb").read_text(encoding="utf-8") == "mine again"
+    mine.unlink()
+    assert lab.copy_course(course, work)[0] == [mine]  # what is missing comes back
+
+
+def test_the_learners_copy_is_opened_and_the_course_when_asked_for(course, monkeypatch, capsys):
+    started, signed = [], []
+    monkeypatch.setattr(lab, "ROOT", course)
+    monkeypatch.setattr(lab.setup, "enter", lambda *arguments: None)
+    monkeypatch.setattr(lab, "sign", lambda new: signed.append([path.relative_to(course).as_posix() for path in new]))
+    monkeypatch.setattr(lab.subprocess, "Popen", lambda command, cwd: started.append((command, cwd)) or Process())
+
+    class Process:
+        def wait(self):
+            return 0
+
+    mine, theirs = course / "work/01_a/02_y.ipynb", course / "01_a/02_y.ipynb"
+    mine.write_text("mine", encoding="utf-8")
+    theirs.write_text("second", encoding="utf-8")
+    assert lab.main(["1.2", "--port=9"]) == 0
+    command, folder = started.pop()
+    assert folder == course / "work" and "--LabApp.default_url=/lab/tree/01_a/02_y.ipynb" in command
+    assert f"--ServerApp.root_dir={folder}" in command and command[-1] == "--port=9"
+    assert mine.read_text(encoding="utf-8") == "mine" and signed.pop() == []
+    said = capsys.readouterr().out
+    assert "newer version of 1.2" in said and 'make lab ARGS="--fresh 1.2"' in said
+    lab.main(["--fresh", "1.2"])
+    assert mine.read_text(encoding="utf-8") == "second" and signed.pop() == ["work/01_a/02_y.ipynb"]
+    assert "newer version" not in capsys.readouterr().out
+    mine.write_text("mine", encoding="utf-8")
+    lab.main(["1.2", "--course"])
+    assert started.pop()[1] == course and signed.pop() == ["01_a/01_x.ipynb", "01_a/02_y.ipynb"]
+    lab.main(["work/01_a/02_y.ipynb"])  # as the shell completes it
+    assert "--LabApp.default_url=/lab/tree/01_a/02_y.ipynb" in started.pop()[0]
+    (course / "shared").mkdir()
+    (course / "shared/gpt.py").touch()
+    with pytest.raises(SystemExit, match='your copy has no shared/gpt.py.*make lab ARGS="shared/gpt.py --course"'):
+        lab.main(["shared/gpt.py"])
+
+
+def test_a_lesson_that_was_renamed_leaves_no_old_copy_but_the_learners(course):
+    work = course / "work"
+    (work / "01_a/01_x.ipynb").write_text("mine", encoding="utf-8")
+    for name in ("01_x", "02_y"):
+        (course / f"01_a/{name}.ipynb").rename(course / f"01_a/1{name[1:]}.ipynb")
+    for _ in range(2):
+        lab.copy_course(course, work)
+        assert sorted(path.name for path in work.glob("01_a/*")) == ["01_x.ipynb", "11_x.ipynb", "12_y.ipynb"]
+
+
+def test_jupyter_trusts_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    cell = nbf.new_code_cell("x", outputs=[nbf.new_output("display_data", data=DRAWING)])
+    notebooks.write(nbf.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    read = notebooks.read(tmp_path / "a.ipynb")
+    assert not NotebookNotary().check_signature(read)
+    lab.sign([tmp_path / "a.ipynb"])
+    assert NotebookNotary().check_signature(read)
+
+
+def test_a_lesson_that_stands_there_from_before_is_the_learners(course):
+    (course / "work" / lab.ORIGINS).unlink()
+    assert lab.copy_course(course, course / "work")[1] == []  # equal to the course's: nothing to say
+    (course / "01_a/01_x.ipynb").write_text("second", encoding="utf-8")
+    (course / "work" / lab.ORIGINS).unlink()
+    assert lab.copy_course(course, course / "work")[1] == [course / "01_a/01_x.ipynb"]
+
+
+def test_nothing_in_the_copy_leads_out_of_it(tmp_path):
+    lab.copy_course(notebooks.ROOT, tmp_path)
+    for page in ("README.md", "CONTRIBUTING.md", "RESULTS.md", "shared/course_base/README.md"):
+        wrong = hygiene.wrong_with_prose((tmp_path / page).read_text(encoding="utf-8"), tmp_path / page, tmp_path)
+        assert not wrong, page
+    for path in notebooks.lessons(tmp_path):
+        for cell in notebooks.read(path).cells:
+            wrong = hygiene.wrong_with_prose(cell.source, path, tmp_path) if cell.cell_type == "markdown" else []
+            assert not [sentence for sentence in wrong if "leads nowhere" in sentence or "picture" in sentence], path
+
+
+def test_git_the_linter_and_the_tests_do_not_look_into_the_copy():
+    assert "/work/" in (notebooks.ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    settings = (notebooks.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"./work"' in settings and 'testpaths = ["tests", "0[0-9]_*"]' in settings

@@ -26,7 +26,7 @@ def test_all_badges_name_the_same_repository():
     assert len(repositories) == 1, repositories
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "shared/course_base/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md", "shared/course_base/README.md"])
 def test_pages_lead_to_files_and_lessons_that_exist(page):
     path = notebooks.ROOT / page
     assert not hygiene.wrong_with_prose(path.read_text(encoding="utf-8"), path, notebooks.ROOT)

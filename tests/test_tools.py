@@ -1,5 +1,6 @@
 """The tools: running lessons, saving them, the set-up, the blocked network."""
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,8 @@ ROOT = notebooks.ROOT
 SETUP = "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path.cwd().parent))"
 OPENING = ("# Toy\n\n[![Open in Colab](../tools/colab_badge.svg)]"
            "(https://colab.research.google.com/github/your_account/build-a-gpt/blob/main/01_toy/01_good.ipynb)\n\n"
-           "Next: [the other](02_bad.ipynb). A formula: $\\frac{1}{\\sqrt{d}}$ and\n\n$$\\sum_{t} p_t = 1$$\n")
+           "[all lessons](../README.md#the-lessons) · [Bad →](02_bad.ipynb)\n\n"
+           "A formula: $\\frac{1}{\\sqrt{d}}$ and\n\n$$\\sum_{t} p_t = 1$$\n")
 GOOD = [OPENING, SETUP, "Text.", "print(Path.cwd().name)", "Text.",
         "import os\nprint(os.environ['LLM_SCALE'])",
         "Text.", "print('first line')\nprint('loss 1.25')"]
@@ -31,7 +33,7 @@ DIES = ["# Dies", SETUP, "Text.", "import os\nos.kill(os.getpid(), 9)" if os.nam
 def make_notebook(path, sources):
     """A notebook in which every even source is prose; the last code cell is tagged `headline`."""
     cells = [nbf.new_code_cell(s) if i % 2 else nbf.new_markdown_cell(s) for i, s in enumerate(sources)]
-    cells[1].metadata["tags"] = ["setup"]
+    cells[1].metadata |= hygiene.SETUP_METADATA
     cells[-1].metadata["tags"] = ["headline"]
     path.parent.mkdir(parents=True, exist_ok=True)
     notebooks.write(nbf.new_notebook(cells=cells), path)
@@ -76,14 +78,15 @@ def test_run_reports_each_lesson_and_goes_on_after_a_failure(project):
 
     report = json.loads((project / "build/report.json").read_text(encoding="utf-8"))
     good, bad, dies, _ = report["notebooks"]
-    assert report["scale"] == "quick" and "the_verdict" in report["data"] and report["stopped"] is False
-    assert report["dtype"] == "float32" and "number format float32" in done.stdout  # from LLM_DTYPE
+    assert report["scale"] == "quick" and report["data"] == "none" and report["state"] == "finished"
+    assert report["number_format"] == "float32" and "number format float32\n" in done.stdout  # from LLM_DTYPE
     assert good["headline"] == "loss 1.25" and good["error"] == "" and good["peak_mb"] > 20
     assert bad["cell"] == 3 and dies["error"].startswith("the kernel died") and dies["seconds"] < 30
 
-    index = (project / "build/index.html").read_text(encoding="utf-8")
-    for text in ('href="01_toy/01_good.html"', 'href="01_toy/02_bad.ipynb"', "loss 1.25", "ZeroDivision", "2 failed"):
-        assert text in index
+    page = (project / "build/index.html").read_text(encoding="utf-8")
+    for text in ('href="01_toy/01_good.html"', 'href="01_toy/02_bad.ipynb"', "loss 1.25", "ZeroDivision", "2 failed",
+                 "<title>Build a GPT</title>", ">Toy</a>", ">1 Working with text</th>", "4 lessons in"):
+        assert text in page
     executed = notebooks.read(project / "build/01_toy/01_good.ipynb")
     assert executed.cells[3].outputs[0].text == "01_toy\n"  # ran in its own folder
     assert executed.cells[5].outputs[0].text == "quick\n"
@@ -100,6 +103,7 @@ def test_run_chooses_lessons_and_runs_side_by_side(project):
     done = tool(project, "run", "--only", "1.2,*three", "--jobs", "2", "--out", "elsewhere")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 lessons passed, 0 failed" in done.stdout and "01_one" not in done.stdout
+    assert re.search(r"number format (float32|bfloat16) \(auto\)\n", done.stdout)  # what was chosen, and by whom
     assert sorted(path.name for path in (project / "elsewhere").glob("*/*.html")) == ["02_two.html", "03_three.html"]
     with pytest.raises(SystemExit):
         run.arguments_of(["--jobs", "0"])
@@ -133,19 +137,129 @@ def test_ctrl_c_stops_the_run_and_its_kernel_and_keeps_what_was_finished(project
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and "stopped after 1 of 2 lessons" in output and "FAILED" not in output
     report = json.loads((project / "build/report.json").read_text(encoding="utf-8"))
-    assert report["stopped"] is True and report["lessons"] == 2
+    assert report["state"] == "stopped" and report["lessons"] == 2
     assert [(r["name"], r["error"]) for r in report["notebooks"]] == [("01_toy/01_good", "")]
-    index = (project / "build/index.html").read_text(encoding="utf-8")
-    assert "Stopped after 1 of 2 lessons." in index and 'href="01_toy/01_good.html"' in index
+    page = (project / "build/index.html").read_text(encoding="utf-8")
+    assert "Stopped after 1 of 2 lessons, 0 failed." in page and 'href="01_toy/01_good.html"' in page
     _, alive = psutil.wait_procs(kernels, timeout=10)
     assert not alive
 
 
 def test_run_refuses_a_setting_that_cannot_be_before_the_first_lesson(project):
     make_notebook(project / "01_toy/01_good.ipynb", GOOD)
-    done = tool(project, "run", LLM_DEVICE="nonsense")
-    assert done.returncode == 1 and re.fullmatch(r"LLM_DEVICE='nonsense' cannot be used here: .*\n", done.stderr)
+    done = tool(project, "run", LLM_DEVICE="gpu")
+    assert done.returncode == 1
+    assert done.stderr == ("LLM_DEVICE='gpu' cannot be used here: it must be cpu, cuda (or cuda:1, the second GPU) or "
+                           "mps\n")
     assert not (project / "build").exists()
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("LLM_TEXT", None, "mine: No such file"), ("LLM_TEXT", b" \n", "mine is empty"),
+    ("LLM_TEXT", "König".encode("latin-1"), "mine is not in UTF-8"), ("LLM_TEXT", {}, "mine: "),
+    ("LLM_BASE", None, "mine does not exist"), ("LLM_BASE", {}, "mine/config.json does not exist"),
+    ("LLM_BASE", {"config.json": "{}"}, "mine has no model.safetensors"),
+    ("LLM_BASE", {"config.json": "{", "model.safetensors": ""}, "config.json is damaged"),
+])
+def test_a_setting_that_names_what_is_not_there_is_one_line(tmp_path, monkeypatch, name, content, says):
+    for other in ("LLM_TEXT", "LLM_BASE"):
+        monkeypatch.delenv(other, raising=False)
+    run.check_settings()
+    mine = tmp_path / "mine"
+    if isinstance(content, bytes):
+        mine.write_bytes(content)
+    elif content is not None:
+        mine.mkdir()
+        for file, text in content.items():
+            (mine / file).write_text(text, encoding="utf-8")
+    monkeypatch.setenv(name, str(mine))
+    with pytest.raises(ValueError, match=f"^{name}: .*") as caught:
+        run.check_settings()
+    assert says in str(caught.value).replace("\\", "/") and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def quickly(tmp_path, monkeypatch):
+    """A function that plays `tools.run` over lessons that only seem to run; a lesson called `stop` is a Ctrl-C."""
+    def run_all(paths, jobs, seconds, environment, before, after):
+        for path in paths:
+            if path.stem.endswith("stop"):
+                raise KeyboardInterrupt
+            after(execute.Result(path, notebooks.read(path), 1.2, 300.0, "loss 1.25"))
+
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks.lessons, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(notebooks.chosen, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(execute, "run_all", run_all)
+    monkeypatch.setattr(pages, "notebook_page", lambda notebook, path: "a page")
+    monkeypatch.setattr(run.os, "_exit", lambda status: sys.exit(status))
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / notebooks.BADGE, tmp_path / "tools")
+    for name in ("01_toy/01_one", "01_toy/02_two", "02_new/01_stop"):
+        make_notebook(tmp_path / f"{name}.ipynb", [f"# {name[1]}.{name[8]} The {name[10:]}", SETUP, "Text.", "1"])
+    handler = signal.getsignal(signal.SIGINT)
+
+    def play(*arguments):
+        with contextlib.suppress(SystemExit):
+            run.main(["--no-venv", "--out", str(tmp_path / "build"), *arguments])
+        return (tmp_path / "build/index.html").read_text(encoding="utf-8")
+
+    yield play
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_the_index_keeps_the_pages_of_earlier_runs(quickly, tmp_path, capsys):
+    assert re.search(r">1 lesson in \d+ seconds?, all without an error.<", quickly("1.1"))  # without --only, too
+    assert "1 lesson, scale" in capsys.readouterr().out
+    before = json.loads((tmp_path / "build/report.json").read_text(encoding="utf-8"))["finished"]
+    page = quickly("--only", "1.2")
+    assert re.findall(r">(\d\.\d [^<]*)</a>", page) == ["1.1 The one", "1.2 The two"]
+    assert page.count("Earlier run") == 1 and f"Earlier run, {before}:</span> loss 1.25" in page
+    assert ">1 Working with text</th>" in page
+    page = quickly("1.2", "2.1")
+    assert "Stopped after 1 of 2 lessons" in page and page.count("Earlier run") == 1 and ">1.1 The one<" in page
+    (tmp_path / "build/01_toy/01_one.html").unlink()
+    assert ">1.1 The one<" not in quickly("1.2")
+
+
+@pytest.mark.parametrize(("fails", "says"), [
+    (ValueError("LLM_TEXT: no"), "Nothing was run: LLM_TEXT: no"),
+    (KeyboardInterrupt(), "A run has begun and not ended: 0 of 1 lesson so far.")])
+def test_an_index_does_not_speak_of_another_run(quickly, monkeypatch, fails, says):
+    quickly("1.1")
+
+    def fail():
+        raise fails
+
+    monkeypatch.setattr(run, "check_settings", fail)
+    with contextlib.suppress(KeyboardInterrupt):
+        quickly("1.2")
+    page = quickly("1.2") if isinstance(fails, ValueError) else None
+    page = page or (notebooks.ROOT / "build/index.html").read_text(encoding="utf-8")
+    assert says in page and "all without an error" not in page and page.count("Earlier run") == 1
+
+
+def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
+    def folded(title, code, *tags):
+        shown = [nbf.new_output("stream", name="stdout", text=f"printed by {code}\n")]
+        source = f'#@title {title} {{ display-mode: "form" }}\n{code}'
+        fold = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["hide-input", *tags]}
+        return nbf.new_code_cell(source, metadata=fold, outputs=shown, execution_count=1)
+
+    notebook = nbf.new_notebook(cells=[
+        nbf.new_markdown_cell("# 1.1 Toy\n\n[all lessons](../README.md#the-lessons)\n\n"
+                              "<details><summary>Hint</summary>\n\nLook *there*.\n</details>\n\nAfter it."),
+        folded("Set-up: finds it (the same; double-click to open)", "a_set_up", "setup"),
+        folded("Drawing: a < b (double-click to open)", "a_drawing", "drawing"),
+        folded("Solution 1.1.1 (double-click to open)", "a_solution", "solution"), nbf.new_code_cell("plain")])
+    page = pages.notebook_page(notebook, tmp_path / "x.ipynb")
+    assert "<title>1.1 Toy</title>" in page and 'href="../index.html"' in page
+    inside = re.findall(r'<details class="folded"><summary>(.*?)</summary>(.*?)</details>', page, re.DOTALL)
+    assert [title for title, _ in inside] == ["Set-up: finds it (the same)", "Drawing: a &lt; b", "Solution 1.1.1"]
+    for code, (_, hidden), whole in zip(("a_set_up", "a_drawing", "a_solution"), inside, (False, False, True)):
+        assert code in hidden and (f"printed by {code}" in hidden) == whole and f"printed by {code}" in page
+    assert re.search(r"<summary>Hint</summary>\s*<p>Look <em>there</em>.</p>\s*</details>\s*<p>After it", page)
+    assert "#@title" not in page and "<details open" not in page
 
 
 def test_a_cell_that_runs_too_long_is_reported(tmp_path):
@@ -161,6 +275,7 @@ def test_save_writes_clean_outputs_in_place(tmp_path, monkeypatch):
     sources = [*GOOD, "Text.", code]
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / notebooks.BADGE, tmp_path / notebooks.BADGE)
+    (tmp_path / "README.md").touch()
     path = make_notebook(tmp_path / "01_toy/01_good.ipynb", sources)
     other = make_notebook(tmp_path / "01_toy/02_bad.ipynb", BAD)
     ids = [cell.id for cell in notebooks.read(path).cells]
@@ -182,7 +297,7 @@ def test_save_writes_clean_outputs_in_place(tmp_path, monkeypatch):
     ("1 / 0", "ZeroDivisionError"),
     ("import warnings\nwarnings.warn('careful')", "a saved warning|saved stderr"),
     ("print('/home/someone/course/data')", "a path of one machine"),
-    ("import base64, os\nprint(base64.b64encode(os.urandom(300_000)).decode())", "kB; at most 300"),
+    ("import base64\nprint(base64.b64encode(bytes(400_000)).decode())", "kB; at most 500"),
 ])
 def test_save_leaves_a_notebook_that_breaks_the_rules_as_it_was(tmp_path, code, expected):
     path = make_notebook(tmp_path / "01_toy/01_good.ipynb", ["# Toy", SETUP, "Text.", code])
@@ -229,7 +344,7 @@ def test_badges_rewrite_the_link_and_the_clone_address(tmp_path):
 
 def test_clean_removes_what_the_tools_made_and_nothing_else(tmp_path):
     made = ["build/x.html", "shared/data/__pycache__/a.pyc", ".pytest_cache/b", "01_toy/.ipynb_checkpoints/c"]
-    kept = [".venv/lib/__pycache__/d", "data/e", "shared/f.py", ".git/build/g"]
+    kept = [".venv/lib/__pycache__/d", "data/e", "work/.ipynb_checkpoints/h", "shared/f.py", ".git/build/g"]
     for name in made + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -263,6 +378,8 @@ def test_only_takes_chapters_lessons_and_patterns_of_the_path(tmp_path):
         assert notebooks.chosen(run.arguments_of(["--only", wanted]).only, tmp_path) == expected, wanted
     twice = run.arguments_of(["--only", "2.2", "1.1", "--jobs", "1", "--only", "1"]).only
     assert notebooks.chosen(twice, tmp_path) == [x, y, z]
+    for without in (["2.2", "1.1,1"], ["2.2", "--only", "1"], ["--jobs", "2", "2.2", "1"]):
+        assert notebooks.chosen(run.arguments_of(without).only, tmp_path) == [x, y, z]
     for wanted in ("3", "1.3", "01_x", "01_x.ipynb", "1.", "", "2,3", "y"):
         with pytest.raises(SystemExit, match="no lesson fits '.*'; there are:\n  1.1  01_a/01_x\n"):
             notebooks.chosen(run.arguments_of(["--only", wanted]).only, tmp_path)
@@ -281,7 +398,7 @@ runpy.run_module('tools.{name}', run_name='__main__', alter_sys=True)"""
 
 
 @pytest.mark.parametrize(("name", "says"), [
-    ("run", "--only LESSONS"), ("lab", "[LESSON]"), ("test", "pytest --help"), ("save", "--allow-sample"),
+    ("run", "[LESSONS ...]"), ("lab", "[LESSON]"), ("test", "pytest --help"), ("save", "--allow-sample"),
     ("clean", "build/ and caches"), ("setup", "--tests"), ("badges", "OWNER/REPOSITORY")])
 def test_help_is_only_help(project, name, says):
     before = sorted(project.rglob("*"))
@@ -289,6 +406,16 @@ def test_help_is_only_help(project, name, says):
         done = bare(project, name, flag)
         assert done.returncode == 0 and says in done.stdout and not done.stderr, done.stderr
     assert [path for path in sorted(project.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+def test_the_help_of_the_benchmarks_can_be_read(monkeypatch, capsys):
+    from tests.benchmarks import __main__ as benchmarks
+
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        benchmarks.main()
+    said = capsys.readouterr().out
+    assert "usage: python -m tests.benchmarks" in said and "[]" not in said and "tokenizer, train, generate" in said
 
 
 @pytest.mark.parametrize(("name", "arguments", "says"), [
@@ -422,12 +549,27 @@ def test_no_venv_and_colab_use_the_python_that_runs_and_name_what_it_lacks(fresh
     assert fresh.asked == []
 
 
-def test_the_data_line_names_a_text_of_ones_own(monkeypatch):
+def test_the_data_line_names_what_these_lessons_load(tmp_path, monkeypatch, capsys):
+    for name in ("LLM_TEXT", "LLM_MIRROR", "LLM_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
+    one = make_notebook(tmp_path / "03_toy/02_one.ipynb", ["# One", SETUP, '`load("mmlu")` is only named', (
+        'data.fetch("sms_spam")\nload_tokenizer("gpt2")\nload("the_verdict")\nload("no_such_thing")')])
+    assert run.data_asked_for([one]) == ["the_verdict", "gpt2_vocab", "gpt2_encoder", "sms_spam"]
+    every = "the_verdict, gpt2_vocab, gpt2_encoder, sms_spam"
+    assert run.data_line([one]) == f"to be fetched, else bundled samples: {every}"
+    assert run.data_line([one], finished=True) == f"bundled samples in place of {every}"
+    monkeypatch.setenv("LLM_MIRROR", str(tmp_path / "nope"))
     monkeypatch.setenv("LLM_OFFLINE", "1")
-    monkeypatch.delenv("LLM_TEXT", raising=False)
-    plain = run.data_used()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/the-verdict.txt").touch()
+    assert run.data_line([one]) == f"real files: the_verdict; bundled samples in place of {every[13:]}"
+    assert capsys.readouterr().out.count("LLM_MIRROR: there is no folder") == 1  # not once for each of them
+    run.data_line([one], finished=True)
+    assert capsys.readouterr().out == ""
     monkeypatch.setenv("LLM_TEXT", "mine.txt")
-    assert run.data_used() == f"{plain}; lesson 3.2 reads mine.txt (LLM_TEXT)"
+    assert run.data_line([one]).endswith("; lesson 3.2 reads mine.txt (LLM_TEXT)")
+    assert run.data_line([]) == "none"
 
 
 def test_a_python_that_is_not_there_is_named(monkeypatch):

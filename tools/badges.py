@@ -7,8 +7,8 @@ The course comes with `your_account/build-a-gpt`, which no one can own: account 
 
 import argparse
 import re
-import sys
 
+from shared.files import command_line
 from tools import notebooks
 
 PICTURE = re.compile(r"(\[!\[Open in Colab\]\()[^)\s]*(?=\)\]\()")
@@ -42,4 +42,4 @@ def main(arguments=None, root=notebooks.ROOT):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(main)

@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 
+from shared.files import command_line
 from tools import hygiene, notebooks
 
 MARK = re.compile(r"# -> (shared/\w+\.py)")
@@ -186,4 +187,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(main)

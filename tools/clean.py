@@ -1,4 +1,4 @@
-"""Remove what the tools made: build/ and caches. `.venv`, the downloaded data and saved checkpoints stay."""
+"""Remove what the tools made: build/ and caches. `.venv`, your copies in work/, data and checkpoints stay."""
 
 import argparse
 import shutil
@@ -7,7 +7,7 @@ import sys
 from tools.setup import ROOT
 
 CACHES = {"__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints"}
-KEPT = {".git", ".venv", "data"}
+KEPT = {".git", ".venv", "data", "work"}
 
 
 def remove_caches(folder, kept=KEPT):
@@ -16,7 +16,7 @@ def remove_caches(folder, kept=KEPT):
             if path.name in CACHES:
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                remove_caches(path, kept - {"data"})  # only the one at the top holds downloads
+                remove_caches(path, kept - {"data", "work"})  # only those at the top are kept
 
 
 def main(arguments=None, root=ROOT):

@@ -1,35 +1,92 @@
-"""Open JupyterLab on a lesson, with the whole course as its root: `python -m tools.lab [LESSON] [OPTION ...]`.
+"""Open JupyterLab on a lesson: `python -m tools.lab [LESSON] [--fresh] [--course] [JupyterLab's own options]`.
 
 LESSON is a number such as 2.3, the path of a file of the course, or a pattern as in tools.run; without it the first
-lesson opens. It stands before all options. These are JupyterLab's own: `--no-browser`, `--port=8899`, and what
-`.venv/bin/jupyter lab --help` lists. `--no-venv` stays in the Python that is running.
+lesson opens. It stands before JupyterLab's options, such as `--no-browser`, `--port=8899` and what
+`.venv/bin/jupyter lab --help` lists.
+
+What opens is your own copy of the course in `work/`: write into it as you like, git and the tests do not look there.
+It is made on first use. A lesson that you have changed is never overwritten; the others follow the course's updates.
+  --fresh     open the course's present version of LESSON; your old copy stays beside it, under a number
+  --course    open the course itself and not the copy (for those who change lessons)
+  --no-venv   stay in the Python that is running
 """
 
+import json
+import shutil
 import subprocess
 import sys
 from urllib.parse import quote
 
+from shared.files import sha256_of
 from tools import notebooks, setup
 
-SETTINGS = notebooks.ROOT / "tools" / "jupyterlab"  # no question about news; the reader's own settings go first
+ROOT = notebooks.ROOT
+SETTINGS = ROOT / "tools" / "jupyterlab"  # no question about news; the reader's own settings go first
+PAGES = ("*.md", "LICENSE", "tools/*.svg", "pictures/*", "shared/*/README.md")  # what lessons and README lead to
+ORIGINS = ".origins.json"  # in the copy: the checksum of the lesson that each file was copied from
 
 
-def page_of(lesson=None):
+def path_of(lesson=None):
     """The path of the file to open, from the course's root; SystemExit if there is none."""
     if lesson is None:
-        path = notebooks.lessons()[0]
-    elif (notebooks.ROOT / lesson).is_file():
-        path = (notebooks.ROOT / lesson).resolve()
-        if not path.is_relative_to(notebooks.ROOT):
-            raise SystemExit(f"{lesson} is not in the course folder {notebooks.ROOT}")
+        path = notebooks.lessons(ROOT)[0]
+    elif (ROOT / lesson).is_file():
+        path = (ROOT / lesson).resolve()
+        if not path.is_relative_to(ROOT):
+            raise SystemExit(f"{lesson} is not in the course folder {ROOT}")
     else:
-        path = notebooks.chosen([lesson])[0]
-    return path.relative_to(notebooks.ROOT).as_posix()
+        path = notebooks.chosen([lesson], ROOT)[0]
+    return path.relative_to(ROOT).as_posix()
 
 
-def command(page, options):
+def copy_course(root, work, fresh=None):
+    """Bring the learner's copy `work` of the course `root` up to date; returns (files written, lessons left as old).
+
+    A lesson is copied where it is missing, unchanged since it was copied, or `fresh` (a path from the root): then the
+    old file is renamed. Unchanged copies of what the course has no more go. The other pages are always the course's.
+    """
+    note = work / ORIGINS
+    origins = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    written, old = [], []
+    for source in notebooks.lessons(root):
+        name, now = source.relative_to(root).as_posix(), sha256_of(source)
+        copy = work / name
+        changed = copy.is_file() and sha256_of(copy) not in (now, origins.get(name))
+        if changed and name == fresh:
+            number = next(n for n in range(1, 10_000) if not copy.with_stem(f"{copy.stem}-{n}").exists())
+            print(f"your old copy: {copy.rename(copy.with_stem(f'{copy.stem}-{number}'))}")
+        elif changed:
+            old += [source] if now != origins.get(name) else []
+            continue
+        if not copy.is_file() or now != origins.get(name):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+            origins[name] = now
+            written.append(copy)
+    for name in [name for name in origins if not (root / name).is_file()]:  # renamed in the course, or gone
+        if (work / name).is_file() and sha256_of(work / name) == origins[name]:
+            (work / name).unlink()
+        del origins[name]
+    for page in [page for pattern in PAGES for page in root.glob(pattern)]:
+        copy = work / page.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, copy)
+    note.write_text(json.dumps(origins, indent=1), encoding="utf-8")
+    return written, old
+
+
+def sign(paths):
+    """Tell Jupyter that the notebooks' saved outputs are ours: without it JupyterLab hides their drawings."""
+    from nbformat.sign import NotebookNotary
+
+    notary = NotebookNotary()
+    for path in paths:
+        notary.sign(notebooks.read(path))
+
+
+def command(folder, page, options):
     """How JupyterLab is started; a setting that the reader gives takes the place of ours."""
-    ours = {"ServerApp.root_dir": notebooks.ROOT, "ServerApp.preferred_dir": notebooks.ROOT,
+    ours = {"ServerApp.root_dir": folder, "ServerApp.preferred_dir": folder,
             "LabApp.default_url": f"/lab/tree/{quote(page)}", "LabApp.app_settings_dir": SETTINGS,
             "LabApp.news_url": None, "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
     given = {option.partition("=")[0] for option in options}
@@ -42,11 +99,24 @@ def main(arguments=None):
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip())
         return 0
-    given = [a for a in arguments if a != "--no-venv"]
+    given = [a for a in arguments if a not in ("--no-venv", "--fresh", "--course")]
     lesson, options = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
-    page = page_of(lesson)  # a lesson that is not there is told before the set-up
+    page = path_of(lesson)  # a lesson that is not there is told before the set-up
     setup.enter("tools.lab", arguments)
-    process = subprocess.Popen(command(page, options), cwd=notebooks.ROOT)
+    if "--course" in arguments:
+        folder, new = ROOT, notebooks.lessons(ROOT)
+    else:
+        folder = ROOT / "work"
+        new, old = copy_course(ROOT, folder, page if "--fresh" in arguments else None)
+        if old:
+            print(f"the course has a newer version of {', '.join(map(notebooks.number_of, old))}, and you have changed "
+                  f'your copy: it stays. For the new one: make lab ARGS="--fresh {notebooks.number_of(old[0])}"')
+    page = page.removeprefix("work/")
+    if not (folder / page).is_file():
+        raise SystemExit(f'your copy has no {page}; the course has: make lab ARGS="{page} --course"')
+    print(f"opening {folder / page}", flush=True)
+    sign(new)
+    process = subprocess.Popen(command(folder, page, options), cwd=folder)
     while True:
         try:
             return process.wait()

@@ -33,7 +33,12 @@ def number_of(path):
 
 def title_of(path):
     """`2.1 Attention without weights`: the first line of a lesson."""
-    return read(path).cells[0].source.partition("\n")[0].removeprefix("# ").strip()
+    return title_in(read(path))
+
+
+def title_in(notebook):
+    """The same of a notebook that has been read."""
+    return notebook.cells[0].source.partition("\n")[0].removeprefix("# ").strip()
 
 
 def navigation(path, root=ROOT):
@@ -76,6 +81,11 @@ def chosen(wanted, root=ROOT):
             there = "".join(f"\n  {number_of(path)}  {name_of(path)}" for path in paths) or " none"
             raise SystemExit(f"no lesson fits {one!r}; there are:{there}")
     return [path for path in paths if any(fits(path, one) for one in wanted)]
+
+
+def count(n, what):
+    """`1 lesson`, `2 lessons`."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def read(path):

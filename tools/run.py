@@ -1,39 +1,44 @@
-"""Run every lesson in order: `python -m tools.run [--only LESSONS] [--jobs N] [--out DIR]`.
+"""Run lessons in order: `python -m tools.run [LESSONS] [--jobs N] [--out DIR]`; without LESSONS, all of them.
 
 Each lesson runs in a kernel of its own at the scale of LLM_SCALE (quick unless told otherwise) and in the number format
-of LLM_DTYPE. The executed copies go to build/, as notebooks and as web pages, beside index.html and report.json, which
-are written after Ctrl-C too; the lessons themselves are left alone. The exit status is 1 if a lesson failed, 130 after
-Ctrl-C.
+of LLM_DTYPE. The executed copies go to build/, as notebooks and as web pages, beside report.json and index.html, which
+names those of earlier runs too; the lessons themselves are left alone. The exit status is 1 if a lesson failed, 130
+after Ctrl-C.
 """
 
 import argparse
+import contextlib
 import datetime
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
-from tools import notebooks, setup
+from shared.files import command_line
+from tools import index, notebooks, setup
+from tools.notebooks import count
 
 
 def arguments_of(arguments):
     parser = argparse.ArgumentParser(prog="python -m tools.run", allow_abbrev=False, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="extend", nargs="+", metavar="LESSONS",
+    parser.add_argument("lessons", nargs="*", metavar="LESSONS",
                         help="chapters (2), lessons (2.3) or patterns of the path ('02_attention/*', '*loading'); "
                              "several with commas or spaces between them")
+    parser.add_argument("--only", action="extend", nargs="+", default=[], metavar="LESSONS", help="the same")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="run N lessons at a time (default: 1)")
     parser.add_argument("--out", default="build", metavar="DIR", help="where the results go (default: build)")
     parser.add_argument("--no-venv", action="store_true", help="stay in the Python that is running")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; it must be at least 1")
-    if options.only is not None:
-        options.only = [one.strip() for given in options.only for one in given.split(",")]
+    options.only = [one.strip() for given in options.lessons + options.only for one in given.split(",")]
     return options
 
 
@@ -52,19 +57,56 @@ def machine():
             f"Python {platform.python_version()}, torch {torch.__version__}")
 
 
-def data_used(names=("the_verdict", "gpt2_vocab")):
-    """Which data the lessons get here: the real files, or bundled samples in their place."""
-    from shared import data
+def check_settings():
+    """Raise ValueError, in one line, for a setting that names what is not there. Nothing has run yet."""
+    from shared import checkpoints, runtime
 
-    samples = []
-    for name in names:
+    runtime.describe()  # device, number format and scale
+    for name in ("LLM_TEXT", "LLM_BASE"):
+        value = os.environ.get(name, "").strip()
+        path = notebooks.ROOT / Path(value).expanduser()
         try:
-            if data.places.is_sample(data.fetch(name)):
-                samples.append(name)
+            if name == "LLM_BASE" and value not in ("", "smollm2"):  # not a folder but a model known by this name
+                checkpoints.open_folder(path)
+            elif name == "LLM_TEXT" and value and not path.read_text(encoding="utf-8-sig").strip():
+                raise ValueError(f"{path} is empty")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: {path} is not in UTF-8, in which it must be saved ({error})") from None
         except OSError as error:
-            return str(error).splitlines()[0].rstrip(":")
-    own = f"; lesson 3.2 reads {os.environ['LLM_TEXT']} (LLM_TEXT)" if os.environ.get("LLM_TEXT") else ""
-    return (f"bundled samples in place of {', '.join(samples)}" if samples else "the real files") + own
+            reason = f"{path}: {error.strerror}" if error.strerror else error
+            raise ValueError(f"{name}: {reason}") from None
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def data_asked_for(paths):
+    """Names of the data sets that these lessons load by name."""
+    from shared.data.registry import REGISTRY
+
+    code = "\n".join(cell.source for path in paths for _, cell in notebooks.code_cells(notebooks.read(path)))
+    named = set(re.findall(r'\b(?:load|fetch)\("([\w-]+)"\)', code))
+    named |= {"gpt2_vocab", "gpt2_encoder"} if re.search(r'load_tokenizer\(("gpt2")?\)', code) else set()
+    return [name for name in REGISTRY if name in named]
+
+
+def data_line(paths, finished=False):
+    """Which data these lessons get: the real files that are here; for others they ask the network, or take samples."""
+    from shared.data import places
+    from shared.data.registry import REGISTRY
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # a mirror that is not there is told for every data set
+        found = {name: [place for _, place in places.places_of(REGISTRY[name])] for name in data_asked_for(paths)}
+    if not finished:
+        sys.stdout.writelines(dict.fromkeys(said.getvalue().splitlines(keepends=True)))
+    here = {name: any(isinstance(p, Path) and p.is_file() for p in found[name]) for name in found}
+    real, others = (", ".join(name for name in here if here[name] is kind) for kind in (True, False))
+    ask = not finished and any(isinstance(place, str) for name in found for place in found[name])  # an address
+    asked = "to be fetched, else bundled samples:" if ask else "bundled samples in place of"
+    parts = [f"real files: {real}"] * bool(real) + [f"{asked} {others}"] * bool(others)
+    if os.environ.get("LLM_TEXT") and any(notebooks.number_of(path) == "3.2" for path in paths):
+        parts.append(f"lesson 3.2 reads {os.environ['LLM_TEXT']} (LLM_TEXT)")
+    return "; ".join(parts) or "none"
 
 
 def write_copies(result, out):
@@ -102,45 +144,68 @@ def table(results):
     return "\n".join(rows)
 
 
-def report_on(results, **about):
+def earlier_results(out):
+    """The rows of the report in `out`, of all runs, whose pages are still there; none where there is no such report."""
+    try:
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        rows = report["notebooks"] + report["earlier"]
+        return [row for row in rows if (out / f"{row['name']}.html").is_file()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def report_on(results, earlier, **about):
     """What report.json holds and index.html shows."""
-    rows = [{key: getattr(r, key) for key in ("name", "seconds", "peak_mb", "headline", "error", "cell")}
-            for r in results]
-    for row in rows:
-        row["seconds"], row["peak_mb"] = round(row["seconds"], 2), round(row["peak_mb"], 1)
     now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
-    return about | {"machine": machine(), "finished": now, "notebooks": rows}
+    rows = [{"name": r.name, "title": notebooks.title_in(r.notebook), "seconds": round(r.seconds, 2),
+             "peak_mb": round(r.peak_mb, 1), "headline": r.headline, "error": r.error, "cell": r.cell, "finished": now}
+            for r in results]
+    names = {r.name for r in results}
+    return about | {"finished": now, "notebooks": rows, "earlier": [row for row in earlier if row["name"] not in names]}
 
 
 def write_report(report, out):
-    from tools import pages
-
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "index.html").write_text(pages.index_page(report), encoding="utf-8")
+    (out / "index.html").write_text(index.index_page(report), encoding="utf-8")
 
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     options = arguments_of(arguments)  # a misspelt option, a lesson that is not there: told before the set-up
-    paths = notebooks.lessons() if options.only is None else notebooks.chosen(options.only)
+    paths = notebooks.chosen(options.only) if options.only else notebooks.lessons()
     if not paths:
         raise SystemExit("there are no lessons here")
     setup.enter("tools.run", arguments)
+
+    out, start = Path(options.out), time.perf_counter()
+    earlier, results, about = earlier_results(out), [], {"lessons": len(paths), "jobs": options.jobs}
+
+    def report(state):
+        seconds = round(time.perf_counter() - start, 1)
+        write_report(report_on(results, earlier, state=state, seconds=seconds, **about), out)
+
+    if there := (out / "index.html").is_file():  # it speaks of another run, should this one end in its first second
+        report("begun")
 
     from shared import runtime
     from tools import execute
 
     try:
-        scale, described = runtime.scale(), runtime.describe()
+        check_settings()
     except ValueError as error:
+        if there:
+            report(str(error))
         raise SystemExit(error) from None
-    out, data = Path(options.out), data_used()
-    number_format = os.environ.get("LLM_DTYPE", "").strip() or "auto"
-    print(f"{len(paths)} lessons, scale {scale}, number format {number_format}, data: {data}")
-    print(described, end="\n\n", flush=True)
+    scale, described, data = runtime.scale(), runtime.describe(), data_line(paths)
+    asked = os.environ.get("LLM_DTYPE", "").strip().lower() or "auto"
+    chosen = str(runtime.autocast_dtype(runtime.get_device()) or "float32").removeprefix("torch.")
+    about |= {"scale": scale, "number_format": chosen if asked == chosen else f"{chosen} ({asked})", "data": data,
+              "machine": machine()}
+    print(f"{count(len(paths), 'lesson')}, scale {scale}, number format {about['number_format']}")
+    print(f"data: {data}\n{described}\n", flush=True)
     width, numbers = max(len(notebooks.name_of(p)) for p in paths), {p: i for i, p in enumerate(paths, 1)}
-    one_line, results = options.jobs == 1, []
+    one_line = options.jobs == 1
     badge = out / notebooks.BADGE  # where the executed copies look for it
     badge.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(notebooks.ROOT / notebooks.BADGE, badge)
@@ -152,6 +217,8 @@ def main(arguments=None):
     def finish(result):
         write_copies(result, out)
         results.append(result)
+        results.sort(key=lambda result: numbers[result.path])
+        report("begun")  # what is there counts, whatever ends the run
         start = "" if one_line else f"[{numbers[result.path]}/{len(paths)}] {result.name:{width}}"
         print(f"{start}  {result.seconds:6.1f} s   {'FAILED' if result.error else result.headline}", flush=True)
         if result.error:
@@ -159,28 +226,24 @@ def main(arguments=None):
 
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     environment = {"LLM_SCALE": scale} | ({"OMP_NUM_THREADS": threads} if options.jobs > 1 else {})
-    start, stopped = time.perf_counter(), False
     try:
         execute.run_all(paths, options.jobs, execute.CELL_SECONDS if scale == "quick" else None, environment,
                         begin, finish)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left takes no time
-        stopped = True
-    results.sort(key=lambda result: numbers[result.path])
-    report = report_on(results, scale=scale, dtype=number_format, data=data, jobs=options.jobs, lessons=len(paths),
-                       stopped=stopped, seconds=round(time.perf_counter() - start, 1))
-    write_report(report, out)
-    failed = sum(bool(r.error) for r in results)
-    if stopped:
+        report("stopped")
         print(f"\nstopped after {len(results)} of {len(paths)} lessons: {out / 'index.html'}", flush=True)
         os._exit(130)  # the threads that waited for a kernel, killed by now, need no farewell
-    print(f"\n{table(results)}\n\n{report['machine']}\nexecuted copies: {out / 'index.html'}")
-    print(f"{len(results) - failed} lessons passed, {failed} failed, {report['seconds']:.0f} seconds")
+    about["data"] = data_line(paths, finished=True)
+    report("finished")
+    failed, seconds = sum(bool(r.error) for r in results), time.perf_counter() - start
+    print(f"\n{table(results)}\n\n{about['machine']}\nexecuted copies: {out / 'index.html'}")
+    print(f"{count(len(results) - failed, 'lesson')} passed, {failed} failed, {seconds:.0f} seconds")
     return int(failed > 0)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        command_line(main)
     except KeyboardInterrupt:  # before the first lesson began
         sys.exit(130)

@@ -9,7 +9,7 @@ from shared.data.cache import DownloadError, fetch
 from shared.data.checks import problem_of
 from shared.data.places import data_dir, ends_with, places_of, sample_of
 from shared.data.registry import REGISTRY
-from shared.files import sha256_of, write_atomically
+from shared.files import command_line, sha256_of, write_atomically
 
 
 def main(argv=None):
@@ -66,4 +66,4 @@ def print_table():
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command_line(main)

@@ -69,6 +69,7 @@ TRAINED = {
     "transformers": (hugging_face, lambda model, x, y: model(x, labels=y).loss),
     "llms-from-scratch (fast class)": (from_scratch, plain_loss),
 }
+MEASURED = ("tokenizer", "train", "generate", "classify")
 PEERS = ("transformers", "llms-from-scratch (fast class)")
 
 
@@ -231,15 +232,16 @@ def machine(device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=["train", "generate", "tokenizer", "classify", []], default=[])
-    parser.add_argument("--size", choices=list(SIZES), default="30m")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("what", nargs="*", choices=[*MEASURED, []], default=[], metavar="WHAT",
+                        help=f"{', '.join(MEASURED)} (default: all)")
+    parser.add_argument("--size", choices=list(SIZES), default="30m", help="of the model in `train`")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each variant is measured")
+    parser.add_argument("--new-tokens", type=int, default=128, help="how long a text `generate` writes")
     parser.add_argument("--no-memory", action="store_true", help="speed only")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that is not alone")
-    parser.add_argument("--out", default="build/benchmarks.json")
+    parser.add_argument("--out", default="build/benchmarks.json", help="where the numbers are added, a line a run")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     global clock
@@ -254,7 +256,7 @@ def main():
         print(peak_memory(device) // 2**20)
         return
     rows = []
-    for what in args.what or ["tokenizer", "train", "generate", "classify"]:
+    for what in args.what or MEASURED:
         if what == "train":
             rows += bench_train(args.size, args.compile, args.rounds, device, dtype, not args.no_memory)
         elif what == "generate":
