@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from shared import training
 from shared.batches import LengthBuckets, as_list, pad
 from shared.checkpoints import find_tensors, load_model, open_folder, save_model
+from shared.runtime import evaluating
 from shared.tokenizer import END_OF_TEXT, with_end_of_text
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
@@ -137,22 +138,20 @@ class SpamClassifier(nn.Module):
         """tokens [B, T] -> logits [B, L] at each row's last real token; without `lengths`, of all tokens [B, T, L]."""
         return self.head(self.gpt.hidden(tokens) if lengths is None else last_hidden(self.gpt, tokens, lengths))
 
-    @torch.no_grad()
     def predict(self, texts, batch_size=32):
         """(label of each text, probabilities [N, L] on the CPU). Texts longer than the context are cut at its end.
 
         Raises TypeError for a single text, FloatingPointError where the model gives NaN.
         """
-        device, was_training = self.head.weight.device, self.training
+        device = self.head.weight.device
         ids = [encode(self.tokenizer, text, self.gpt.config.context_length) for text in as_list(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # alike in length: little padding
         probabilities = torch.zeros(len(ids), len(self.labels))
-        self.eval()
         for rows in BatchSampler(order, batch_size, drop_last=False):
             tokens, lengths = pad([torch.tensor(ids[i]) for i in rows])
-            logits = self(tokens.to(device), lengths.to(device))
+            with evaluating(self):
+                logits = self(tokens.to(device), lengths.to(device))
             probabilities[rows] = logits.float().softmax(dim=-1).cpu()
-        self.train(was_training)
         if probabilities.isnan().any():
             raise FloatingPointError("the classifier's probabilities are NaN; its weights are damaged")
         return [self.labels[i] for i in probabilities.argmax(dim=-1).tolist()], probabilities
