@@ -102,9 +102,9 @@ def main(argv=None):
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a folder that SpamClassifier.save wrote")
-    parser.add_argument("--threshold", type=float, default=0.5, help="call it by the last label from here on")
+    parser.add_argument("--threshold", type=float, help="call it by the last label from here on (default: MODEL's own)")
     args = parser.parse_args(argv)
-    if args.threshold != args.threshold:
+    if args.threshold is not None and args.threshold != args.threshold:
         parser.error("--threshold is NaN, which no probability reaches")
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     sys.stdout.reconfigure(errors="replace")
@@ -121,16 +121,16 @@ def main(argv=None):
                   "line is taken as a message", file=sys.stderr)  # fmt: skip
         if table == [] or not text.strip():
             raise ValueError("there is no message")
-        probabilities = classifier.predict(texts)[1][:, -1].tolist()
+        if args.threshold is not None:
+            classifier.threshold = args.threshold
+        called, probabilities = classifier.predict(texts)
     except (ValueError, OSError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    called = []
-    for text, scores in zip(texts, probabilities, strict=True):
-        called.append(classifier.labels[-1 if scores >= args.threshold else 0])
-        print(f"{called[-1]}\t{scores:.4f}\t{text}")
+    for label, p, text in zip(called, probabilities[:, -1].tolist(), texts, strict=True):
+        print(f"{label}\t{p:.4f}\t{text}")
     if any(given):
         print(how_many_right(given, called, classifier.labels), file=sys.stderr)
     return 0
