@@ -12,7 +12,6 @@ the last line, on standard error, says how many were right. What is not UTF-8 is
 import argparse
 import csv
 import io
-import json
 import math
 import re
 import sys
@@ -25,14 +24,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from shared import classification  # noqa: E402
 from shared.checkpoints import load_base  # noqa: E402
 from shared.classification import LABELS, SpamClassifier, parse_messages  # noqa: E402
-from shared.files import command_line, read_json, write_atomically  # noqa: E402
+from shared.files import command_line  # noqa: E402
 from shared.metrics import classification_metrics  # noqa: E402
 from shared.runtime import get_device, scale, seed_everything  # noqa: E402
 
 LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
 TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
 RECIPE = {"quick": (3600, 1e-3), "full": (10_800, 5e-5)}  # of lesson 4.1: messages shown at least, learning rate
-THRESHOLD = "threshold.json"  # in the classifier's folder
 
 
 def decoded(raw, where):
@@ -156,25 +154,17 @@ def learn(file, folder):
     classification.train_classifier(
         classifier, seen, classification.balance(val), batch_size=16, weights=weights, epochs=epochs, lr=lr,
         warmup_steps=epochs * batches // 10)  # fmt: skip
-    threshold = 1 - rate  # the weights showed it a world of halves; in this one a probability must be higher
+    classifier.threshold = 1 - rate  # the weights showed it a world of halves; in this one a probability must be higher
     labels, scores = [LABELS.index(label) for label, _ in test], classifier.predict([text for _, text in test])[1][:, 1]
-    measured = classification_metrics(labels, scores, threshold)
+    measured = classification_metrics(labels, scores, classifier.threshold)
     print(f"on {measured.n} messages that it has not seen (always saying {LABELS[0]} is right in "
           f"{1 - sum(labels) / len(labels):.1%}), with 95 % intervals:")  # fmt: skip
     for what in ("accuracy", "precision", "recall", "f1"):
         low, high = getattr(measured, f"{what}_interval")
         print(f"  {what:9} {getattr(measured, what):.3f} ({low:.3f} to {high:.3f})")
     classifier.save(folder)
-    with write_atomically(folder / THRESHOLD) as part:
-        part.write_text(json.dumps({"threshold": threshold}), encoding="utf-8")
-    print(f"kept, with the threshold {threshold:.3f}. To label messages, one a line or a CSV text:\n"
+    print(f"kept, with the threshold {classifier.threshold:.3f}. To label messages, one a line or a CSV text:\n"
           f"  python 04_classification_finetune/classify.py {folder} < messages.txt")  # fmt: skip
-
-
-def threshold_of(folder):
-    """The threshold that is kept with a classifier, else a half. Raises ValueError, naming the file."""
-    file = Path(folder) / THRESHOLD
-    return read_json(file, float).get("threshold", 0.5) if file.is_file() else 0.5
 
 
 def main(argv=None):
@@ -196,7 +186,6 @@ def main(argv=None):
             learn(args.train, args.out)
             return 0
         classifier = SpamClassifier.load(args.model)
-        threshold = threshold_of(args.model) if args.threshold is None else args.threshold
         if sys.stdin.isatty():
             print("type a message a line, then Ctrl-D (Windows: Ctrl-Z)", file=sys.stderr)
         text = decoded(sys.stdin.buffer.read(), "input")
@@ -208,7 +197,9 @@ def main(argv=None):
                   "line is taken as a message", file=sys.stderr)  # fmt: skip
         if table == [] or not text.strip():
             raise ValueError("there is no message")
-        probabilities = classifier.predict(texts)[1][:, -1].tolist()
+        if args.threshold is not None:
+            classifier.threshold = args.threshold
+        called, probabilities = classifier.predict(texts)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, FloatingPointError) as error:
@@ -216,10 +207,8 @@ def main(argv=None):
         return 1
     except KeyboardInterrupt:
         return 130
-    called = []
-    for text, scores in zip(texts, probabilities, strict=True):
-        called.append(classifier.labels[-1 if scores >= threshold else 0])
-        print(f"{called[-1]}\t{scores:.4f}\t{text}")
+    for label, p, text in zip(called, probabilities[:, -1].tolist(), texts, strict=True):
+        print(f"{label}\t{p:.4f}\t{text}")
     if any(given):
         print(how_many_right(given, called, classifier.labels), file=sys.stderr)
     return 0

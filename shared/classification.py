@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from shared import training
 from shared.batches import LengthBuckets, as_list, pad
 from shared.checkpoints import find_tensors, load_model, open_folder, save_model
+from shared.runtime import evaluating
 from shared.tokenizer import END_OF_TEXT, with_end_of_text
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
@@ -48,13 +49,10 @@ def parse_messages(text, labels=LABELS):
 
 def deduplicate(messages):
     """The messages without those whose text, letter case and spacing aside, stood before."""
-    seen, kept = set(), []
+    kept = {}
     for label, text in messages:
-        key = " ".join(text.split()).casefold()
-        if key not in seen:
-            seen.add(key)
-            kept.append((label, text))
-    return kept
+        kept.setdefault(" ".join(text.split()).casefold(), (label, text))
+    return list(kept.values())
 
 
 def split(messages, shares=(0.7, 0.1, 0.2), seed=0, labels=LABELS):
@@ -122,11 +120,14 @@ class SpamClassifier(nn.Module):
     """A GPT (with its tiktoken.Encoding) whose output layer tells labels; its own head is not used any more.
 
     The last real token's hidden vector, which has seen the whole text, goes through a linear layer without bias,
-    as in transformers' GPT2ForSequenceClassification.
+    as in transformers' GPT2ForSequenceClassification. A text has the last label from `threshold` on.
     """
 
-    def __init__(self, gpt, tokenizer, labels=LABELS):
+    def __init__(self, gpt, tokenizer, labels=LABELS, threshold=0.5):
         super().__init__()
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; it must be between 0 and 1")
+        self.threshold = threshold
         self.gpt, self.tokenizer, self.labels = gpt, tokenizer, tuple(labels)
         self.config = gpt.config  # what a checkpoint of the training loop notes
         self.head = nn.Linear(gpt.config.emb_dim, len(labels), bias=False)
@@ -137,25 +138,24 @@ class SpamClassifier(nn.Module):
         """tokens [B, T] -> logits [B, L] at each row's last real token; without `lengths`, of all tokens [B, T, L]."""
         return self.head(self.gpt.hidden(tokens) if lengths is None else last_hidden(self.gpt, tokens, lengths))
 
-    @torch.no_grad()
     def predict(self, texts, batch_size=32):
         """(label of each text, probabilities [N, L] on the CPU). Texts longer than the context are cut at its end.
 
         Raises TypeError for a single text, FloatingPointError where the model gives NaN.
         """
-        device, was_training = self.head.weight.device, self.training
+        device = self.head.weight.device
         ids = [encode(self.tokenizer, text, self.gpt.config.context_length) for text in as_list(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # alike in length: little padding
         probabilities = torch.zeros(len(ids), len(self.labels))
-        self.eval()
         for rows in BatchSampler(order, batch_size, drop_last=False):
             tokens, lengths = pad([torch.tensor(ids[i]) for i in rows])
-            logits = self(tokens.to(device), lengths.to(device))
+            with evaluating(self):
+                logits = self(tokens.to(device), lengths.to(device))
             probabilities[rows] = logits.float().softmax(dim=-1).cpu()
-        self.train(was_training)
         if probabilities.isnan().any():
             raise FloatingPointError("the classifier's probabilities are NaN; its weights are damaged")
-        return [self.labels[i] for i in probabilities.argmax(dim=-1).tolist()], probabilities
+        called = probabilities[:, :-1].argmax(dim=-1).masked_fill(probabilities[:, -1] >= self.threshold, -1)
+        return [self.labels[i] for i in called.tolist()], probabilities
 
     def save(self, folder):
         """Write a folder that `load` and transformers' AutoModelForSequenceClassification read."""
@@ -163,7 +163,7 @@ class SpamClassifier(nn.Module):
         settings = {
             "architectures": ["GPT2ForSequenceClassification"], "id2label": numbers,
             "label2id": {label: int(i) for i, label in numbers.items()},
-            "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT),
+            "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT), "threshold": self.threshold,
         }  # fmt: skip
         score = {"score.weight": self.head.weight.detach().cpu().contiguous()}
         save_model(self.gpt, self.tokenizer, folder, extra=score, settings=settings)
@@ -173,32 +173,33 @@ class SpamClassifier(nn.Module):
         """The classifier that `save` wrote, in eval mode. Raises FileNotFoundError or ValueError, naming the file."""
         folder = Path(folder)
         gpt, tokenizer = load_model(folder, extra=("score.weight",))
-        score, labels = load_score(folder)
+        score, labels, threshold = load_score(folder)
         if score is None or tokenizer is None:
             raise ValueError(f"{folder} is no classifier: it has no {'score.weight' if score is None else 'tokenizer'}")
-        classifier = cls(gpt, with_end_of_text(tokenizer, folder), labels)
+        classifier = cls(gpt, with_end_of_text(tokenizer, folder), labels, threshold)
         classifier.head.weight.data.copy_(score)
         return classifier.eval()
 
 
 def load_score(folder):
-    """The output layer [L, D] of the classifier in a Hugging Face folder, or None, and the names of its L labels.
+    """Of the classifier in a Hugging Face folder: output layer [L, D] or None, names of its L labels, threshold.
 
     Raises ValueError, naming the file, where they do not fit the model or each other.
     """
     settings, files = open_folder(folder)
-    score, names = find_tensors(files).get("score.weight"), []
+    score, threshold = find_tensors(files).get("score.weight"), settings.get("threshold", 0.5)
     if score is None:
-        return None, names
+        return None, [], threshold
     if score.dim() != 2 or not len(score) or score.shape[1] != settings["n_embd"] or not score.is_floating_point():
-        found = f"{list(score.shape)} {str(score.dtype).removeprefix('torch.')}"
-        where = ", ".join(map(str, files))
-        raise ValueError(f"{where}: score.weight is {found}; a classifier has [labels, {settings['n_embd']}] for it")
+        found = f"{', '.join(map(str, files))}: score.weight is {list(score.shape)} {score.dtype}".replace("torch.", "")
+        raise ValueError(f"{found}; a classifier has [labels, {settings['n_embd']}] for it")
     found = settings.get("id2label") or {}
     names = [found.get(str(i), f"LABEL_{i}") if isinstance(found, dict) else None for i in range(len(score))]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{Path(folder) / 'config.json'}: id2label must give each number of a label its name")
-    return score, names
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise ValueError(f"{Path(folder) / 'config.json'}: threshold is {threshold!r:.40}; it must be from 0 to 1")
+    return score, names, threshold
 
 
 def freeze_except(classifier, what):

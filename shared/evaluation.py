@@ -15,13 +15,16 @@ from torch.utils.data import BatchSampler
 
 from shared.batches import as_list
 from shared.metrics import bootstrap, wilson
+from shared.runtime import evaluating
 from shared.tokenizer import valid_unicode
 
 
 @torch.no_grad()
 def token_losses(model, ids, stride):
-    """The loss in nats of every token but the first, each predicted once, the window moving by `stride`:
-    ids (a list) -> [len(ids) - 1]. Raises ValueError for a stride that would leave tokens out or never end."""
+    """The loss in nats of every token but the first, the window moving by `stride`: ids (a list) -> [len(ids) - 1].
+
+    Raises ValueError for a stride that would leave tokens out or never end.
+    """
     device, C = model.token_embedding.weight.device, model.config.context_length
     if not 1 <= stride <= C:
         raise ValueError(f"stride is {stride}; it must be between 1 and the context length, {C}")
@@ -37,8 +40,8 @@ def token_losses(model, ids, stride):
 
 @torch.no_grad()
 def score_completions(model, pairs, batch_size=16):
-    """How well a model foresees completions: pairs (ids of a context, ids of its completion) -> one result for each:
-    (losses of the completion's tokens [n], which of them were the most likely choice [n]), in batches.
+    """How well a model predicts completions: pairs (ids of a context, ids of its completion) -> for each of them
+    (losses of the completion's tokens [n], which of them were the most likely choice [n]).
 
     Of what does not fit into the context window, the oldest tokens are left out.
     """
@@ -82,16 +85,15 @@ def perplexity(model, tokenizer, texts):
     <|endoftext|> comes first, so that the first token is predicted too. The window moves by half a context. Raises
     ValueError where there is nothing to predict.
     """
-    was_training, stride, sums = model.training, max(1, model.config.context_length // 2), []
-    model.eval()
+    stride, sums = max(1, model.config.context_length // 2), []
     for text in as_list(texts):
         context, continuation = ("", text) if isinstance(text, str) else text
         before = [tokenizer.eot_token, *tokenizer.encode_ordinary(context)]
         ids = tokenizer.encode_ordinary(continuation)
         if ids:
-            nats = token_losses(model, before + ids, stride)[-len(ids) :].sum().item()
+            with evaluating(model):
+                nats = token_losses(model, before + ids, stride)[-len(ids) :].sum().item()
             sums.append([nats, len(ids), len(valid_unicode(continuation).encode("utf-8"))])
-    model.train(was_training)
     if not sums:
         raise ValueError("there is no text to predict")
     sums = torch.tensor(sums, dtype=torch.float64)
@@ -140,10 +142,9 @@ def multiple_choice(model, tokenizer, items, by="token", batch_size=16):
         sizes += [len(valid_unicode(choice).encode("utf-8")) + 1 for choice in item["choices"]]
     if not pairs:
         raise ValueError("there are no items")
-    was_training, right, place = model.training, [], 0
-    model.eval()
-    scored = score_completions(model, pairs, batch_size)
-    model.train(was_training)
+    right, place = [], 0
+    with evaluating(model):
+        scored = score_completions(model, pairs, batch_size)
     for i, item in enumerate(items):
         places = range(place, place := place + len(item["choices"]))
         divide = {"sum": lambda p: 1, "token": lambda p: len(pairs[p][1]), "byte": sizes.__getitem__}[by]
@@ -164,8 +165,8 @@ def mmlu_items(records, dev=(), shots=0, tokenizer=None, max_tokens=None):
     for which `tokenizer` is needed. The item's "shots" says how many they are.
     """
     items, room = [], None
-    if max_tokens is not None and tokenizer is None:
-        raise ValueError("max_tokens is set; a tokenizer is needed to count them")
+    if shots < 0 or (max_tokens is not None and tokenizer is None):
+        raise ValueError(f"shots is {shots} (at least 0), max_tokens {max_tokens} (needs a tokenizer to count them)")
     if max_tokens is not None:  # less <|endoftext|> before the query and a letter after it
         room = max_tokens - 1 - max(len(tokenizer.encode_ordinary(f" {letter}")) for letter in "ABCD")
     for record in records:
@@ -228,10 +229,7 @@ def cohen_kappa(first, second):
 
 
 def overlap(answer, reference):
-    """How many words two texts share, from 0 to 1: F1 over words and their counts, letter case and marks aside.
-
-    As for SQuAD (Rajpurkar et al. 2016).
-    """
+    """How many words two texts share, from 0 to 1: F1 over words, as for SQuAD (Rajpurkar et al. 2016)."""
     a, b = (Counter(regex.findall(r"\w+", text.casefold())) for text in (answer, reference))
     shared = (a & b).total()
     return 2 * shared / (a.total() + b.total()) if shared else 0.0
@@ -239,10 +237,13 @@ def overlap(answer, reference):
 
 def distinct_n(texts, n):
     """Different n-grams of words in the texts together, divided by all of them (Li et al. 2016): 1 is no repetition."""
+    if n < 1:
+        raise ValueError(f"n is {n}; a gram has at least one word")
     grams = [gram for text in as_list(texts) for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repetition(text, n=3):
     """The share of a text's n-grams of words that stood in it before: 0 for none, near 1 for a loop."""
-    return 1 - distinct_n([text], n) if len(text.split()) >= n else 0.0
+    different = distinct_n([text], n)  # 0 where the text is too short for any
+    return 1 - different if different else 0.0

@@ -1,20 +1,14 @@
-"""A larger language model as the judge of answers, and the servers that it may run on."""
+"""A larger language model as the judge of answers. The servers that it may run on are in `judge_servers`."""
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.data.network import Failed, ask_json
-from shared.files import write_atomically
-from shared.generation import generate
+from shared.files import read_json, write_atomically
 from shared.tokenizer import valid_unicode
-
-
-class JudgeError(OSError):
-    """A judge could not be asked. The message names its address and the reason."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,8 @@ class Judge:
         """
         verdicts = []
         for first, second in ((a, b), (b, a)):
-            found, _ = self._read(
-                _fill(COMPARISON, entry, a=first, b=second), lambda found: _better(found.get("better"))
-            )
-            verdicts.append(found)
+            prompt = _fill(COMPARISON, entry, a=first, b=second)
+            verdicts.append(self._read(prompt, lambda found: _better(found.get("better")))[0])
         if None in verdicts:
             return None
         return verdicts[0] if verdicts[0] == 1 - verdicts[1] else 0.5
@@ -94,18 +86,18 @@ class Judge:
             return valid_unicode(self.ask(prompt))
         key = hashlib.sha256(f"{self.name}\n{prompt}".encode()).hexdigest()
         file = self.cache / f"{key}.json"
-        if file.is_file():
-            try:
-                kept = json.loads(file.read_text(encoding="utf-8"))
-                if isinstance(kept["reply"], str):
-                    return kept["reply"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                pass  # a damaged file is asked for again
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or damaged: ask (again)
+            kept = read_json(file)["reply"]
+            if isinstance(kept, str):
+                return kept
         self.cache.mkdir(parents=True, exist_ok=True)
         reply = valid_unicode(self.ask(prompt))
-        with write_atomically(file) as part:
-            kept = {"judge": self.name, "prompt": prompt, "reply": reply}
-            part.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+        try:
+            with write_atomically(file) as part:
+                kept = {"judge": self.name, "prompt": prompt, "reply": reply}
+                part.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:  # the reply is paid for
+            print(f"a reply of {self.name} could not be kept: {error}")
         return reply
 
 
@@ -146,78 +138,3 @@ def _score(value):
 
 def _better(value):
     return {"a": 1.0, "b": 0.0, "tie": 0.5}.get(str(value).strip().lower())
-
-
-def ollama(model, url="http://localhost:11434", timeout=120):
-    """A judge's `ask` that goes to an Ollama server: temperature 0, fixed seed. Raises JudgeError."""
-    body = {"model": model, "stream": False, "options": {"temperature": 0, "seed": 0, "num_ctx": 4096}}
-
-    def ask(prompt):
-        messages = [{"role": "user", "content": prompt}]
-        return _post(
-            f"{url}/api/chat", body | {"messages": messages}, timeout, lambda reply: reply["message"]["content"]
-        )
-
-    return ask
-
-
-def openai_compatible(model, url, key=None, timeout=120):
-    """The same for any server with OpenAI's chat interface; `url` ends before /chat/completions."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-
-    def ask(prompt):
-        body = {"model": model, "temperature": 0, "seed": 0, "messages": [{"role": "user", "content": prompt}]}
-        return _post(f"{url.rstrip('/')}/chat/completions", body, timeout,
-                     lambda reply: reply["choices"][0]["message"]["content"], headers)  # fmt: skip
-
-    return ask
-
-
-def in_process(model, tokenizer, max_new_tokens=80):
-    """The same for a GPTModel of this course, greedy. Small ones seldom give a verdict that can be read."""
-
-    def ask(prompt):
-        ids = tokenizer.encode_ordinary(prompt)[-max(1, model.config.context_length - max_new_tokens) :]
-        new = generate(model, [ids], max_new_tokens, eos_id=tokenizer.eot_token, n_vocab=tokenizer.n_vocab)
-        return tokenizer.decode(new[0, len(ids) :].tolist())
-
-    return ask
-
-
-def _post(url, body, timeout, read, headers=None):
-    try:
-        text = read(ask_json("POST", url, seconds=timeout, json=body, headers=headers)[0])
-    except Failed as error:
-        raise JudgeError(f"{url}: {error}") from None
-    except (KeyError, IndexError, TypeError) as error:
-        raise JudgeError(f"{url} gave no answer that can be read ({type(error).__name__}: {error})") from None
-    if not isinstance(text, str):
-        raise JudgeError(f"{url} gave {type(text).__name__} where text belongs")
-    return text
-
-
-def find_judge(cache=None):
-    """The judge that listens here, or None with a line that says so.
-
-    LLM_JUDGE_MODEL names the model, LLM_JUDGE_URL an OpenAI-compatible server (its key in LLM_JUDGE_KEY); without an
-    address, Ollama on this machine (OLLAMA_HOST elsewhere), with its first model if none is named. Raises ValueError
-    for an LLM_JUDGE_URL without a model's name: a judgement must say whose it is.
-    """
-    name, url = os.environ.get("LLM_JUDGE_MODEL", "").strip(), os.environ.get("LLM_JUDGE_URL", "").strip()
-    if url and not name:
-        raise ValueError("LLM_JUDGE_URL is set; LLM_JUDGE_MODEL must name the model that judges there")
-    if url:
-        return Judge(openai_compatible(name, url, os.environ.get("LLM_JUDGE_KEY", "").strip()), name, cache)
-    host = os.environ.get("OLLAMA_HOST", "").strip().rstrip("/") or "localhost"
-    host = host.replace("0.0.0.0", "127.0.0.1")  # that is where a server listens, not where one finds it
-    port = "" if "://" in host or ":" in host else ":11434"
-    url = f"{'' if '://' in host else 'http://'}{host}{port}"
-    try:
-        models = [entry["name"] for entry in ask_json("GET", f"{url}/api/tags", seconds=2)[0]["models"]]
-    except (Failed, KeyError, TypeError):
-        models = []
-    if not models:
-        print("no judge listens here (Ollama, or LLM_JUDGE_URL): a stand-in takes its place")
-        return None
-    name = name or models[0]
-    return Judge(ollama(name, url), name, cache)

@@ -23,6 +23,8 @@ def bootstrap(pieces, statistic, n=1000, seed=0):
     `statistic` is a function of a tensor [N, ...] -> number; n draws of N pieces, the middle 95 % (Efron 1979), or more
     where the pieces are few, so that from 8 on as many intervals hold the truth as of Student's (Hesterberg 2015).
     """
+    if not len(pieces):
+        raise ValueError("there is nothing to draw from: no pieces")
     generator = torch.Generator().manual_seed(seed)
     draws = [statistic(pieces[torch.randint(len(pieces), (len(pieces),), generator=generator)]) for _ in range(n)]
     tail = torch.special.ndtr(torch.tensor(-1.96 * (1 + 2 / max(1, len(pieces) - 1))))  # of many pieces: 0.025

@@ -94,6 +94,18 @@ def scale():
     return value
 
 
+@contextlib.contextmanager
+def evaluating(model):
+    """`model` in eval mode and without gradients; after an error too it goes back to the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def seed_everything(seed):
     """Seed Python's, NumPy's and PyTorch's random numbers (all devices)."""
     random.seed(seed)

@@ -40,11 +40,7 @@ NOT_TAUGHT = {
     "shared/checkpoints.py:save_model": "to_published and settings for other programs; lesson 3.7 uses it",
     "shared/checkpoints.py:save_gguf": "another program's file format; lesson 3.7 names the command",
     "shared/checkpoints.py:main": "a command line",
-    "shared/judge.py:JudgeError": "the error of servers that cannot be asked",
-    "shared/judge.py:ollama": "one server's interface: operation; lesson 5.2 uses it",
-    "shared/judge.py:openai_compatible": "one server's interface: operation; lesson 5.2 uses it",
-    "shared/judge.py:in_process": "generate as a judge's voice: three lines; lesson 5.2 names it",
-    "shared/judge.py:find_judge": "looks for a server: operation; lesson 5.2 uses it",
+    "shared/judge_servers.py:*": "the interfaces of other people's servers: operation; lesson 5.2 uses them",
     "shared/batches.py:as_list": "words the error for a text where a list belongs",
     "shared/classification.py:load_score": "the output layer and the labels out of a folder; lesson 4.1 uses it",
 }

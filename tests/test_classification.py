@@ -514,3 +514,27 @@ def test_a_million_blanks_are_a_text_like_any_other(classifier, tokenizer, blank
     for text in (long, long + "x", "x" + long + "x"):
         assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
     assert classifier.predict([long + "x"])[0] == classifier.predict([blanks * 1000])[0]
+
+
+def test_the_threshold_decides_is_kept_and_is_the_command_s(classifier, tokenizer, tmp_path):
+    probabilities = classifier.predict(TEXTS)[1][:, -1]
+    between = probabilities.sort().values[:2].mean().item()  # all but one are spam from here on
+    model = SpamClassifier(classifier.gpt, tokenizer, threshold=between)
+    model.head.weight.data.copy_(classifier.head.weight)
+    expected = ["spam" if p >= between else "ham" for p in probabilities]
+    assert model.predict(TEXTS)[0] == expected and {"ham", "spam"} == set(expected)
+    model.save(tmp_path)
+    assert SpamClassifier.load(tmp_path).threshold == between
+    assert SpamClassifier.load(tmp_path).predict(TEXTS)[0] == expected
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), None, True, "0.5"])
+def test_a_threshold_that_is_no_probability(classifier, tokenizer, tmp_path, threshold):
+    classifier.save(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"threshold": threshold}))
+    with pytest.raises(ValueError, match=r"config\.json: threshold is .*; it must be from 0 to 1"):
+        SpamClassifier.load(tmp_path)
+    if isinstance(threshold, float):
+        with pytest.raises(ValueError, match="it must be between 0 and 1"):
+            SpamClassifier(classifier.gpt, tokenizer, threshold=threshold)

@@ -257,7 +257,7 @@ def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
     assert "102 messages, 1 of them repeated; 19.7% are spam" in out and "on 20 messages" in out
     assert "always saying ham is right in 80.0%" in out and out.count(" to ") == 4
     assert f"  python 04_classification_finetune/classify.py {kept} < messages.txt" in out.splitlines()
-    threshold = classify.threshold_of(kept)
+    threshold = classify.SpamClassifier.load(kept).threshold
     assert threshold == pytest.approx(1 - 14 / 71) and f"the threshold {threshold:.3f}" in out
 
     both = [HAM.format(500), SPAM.format(500)]
@@ -281,10 +281,3 @@ def test_what_cannot_be_learned_from_is_one_sentence(own, tmp_path, capsys):
         assert classify.main(["--train", str(own), "--out", str(tmp_path / "kept")]) == 1
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1 and not (tmp_path / "kept").exists()
-
-
-def test_a_kept_threshold_that_is_none(folder, tmp_path):
-    assert classify.threshold_of(tmp_path) == 0.5
-    write(tmp_path / "threshold.json", '{"threshold": "high"}')
-    with pytest.raises(ValueError, match="threshold.json is damaged: 'threshold' is 'high'"):
-        classify.threshold_of(tmp_path)

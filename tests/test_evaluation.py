@@ -231,6 +231,19 @@ def test_model_keeps_its_mode_and_dropout_stays_out(model, tokenizer):
     assert perplexity(twin, tokenizer, TEXTS).per_token == perplexity(model, tokenizer, TEXTS).per_token
     items = [{"query": "The", "choices": ["lamp", "room"], "gold": 0}]
     assert multiple_choice(twin, tokenizer, items) and twin.training and not model.training
+    twin.head.forward = None  # the call fails
+    for call in (lambda: perplexity(twin, tokenizer, TEXTS), lambda: multiple_choice(twin, tokenizer, items)):
+        with pytest.raises(TypeError):
+            call()
+        assert twin.training
+
+
+def test_counts_below_one_are_refused():
+    with pytest.raises(ValueError, match="shots is -1"):
+        mmlu_items([], shots=-1)
+    with pytest.raises(ValueError, match="n is 0; a gram has at least one word"):
+        repetition("a b a b", 0)
+    assert repetition("a b", 3) == 0.0 == repetition("", 1) and repetition("a a a a", 1) == 0.75
 
 
 # --- multiple choice -------------------------------------------------------------------------------------------------
@@ -593,5 +606,5 @@ def test_a_hopeless_model_has_an_infinite_perplexity(tokenizer):
 
 
 def test_mmlu_cannot_count_tokens_without_a_tokenizer():
-    with pytest.raises(ValueError, match="a tokenizer is needed"):
+    with pytest.raises(ValueError, match="max_tokens 50 .needs a tokenizer"):
         mmlu_items([record("law", "Legal?")], max_tokens=50)

@@ -12,7 +12,7 @@ SHARED = notebooks.ROOT / "shared"
 ORDER = (
     "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "batches", "bigrams", "attention", "gpt",
     "llama", "loss", "sampling", "generation", "resume", "training", "gguf", "checkpoints", "classification",
-    "instructions", "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge",
+    "instructions", "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge", "judge_servers",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
 LONGEST = 250  # lines: what can be read in one sitting

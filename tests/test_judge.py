@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import time
 from http.server import BaseHTTPRequestHandler
@@ -10,19 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared import judge as module
+from shared import judge_servers as module
 from shared.gpt import GPTConfig
-from shared.judge import (
-    COMPARISON,
-    RUBRIC,
-    Judge,
-    JudgeError,
-    Judgement,
-    find_judge,
-    in_process,
-    ollama,
-    openai_compatible,
-)
+from shared.judge import COMPARISON, RUBRIC, Judge, Judgement
+from shared.judge_servers import JudgeError, find_judge, in_process, ollama, openai_compatible
 from shared.tokenizer import BPETokenizer
 from tests.local_server import LocalServer, go_direct
 from tests.test_attention_and_gpt import lively
@@ -537,14 +529,16 @@ def test_a_cache_that_cannot_be_is_named_before_anything_is_asked(tmp_path):
     assert ask.prompts == [] and (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_leaves_nothing_half_and_loses_no_reply(tmp_path, monkeypatch, capsys):
     def full(self, text, **kwargs):
         self.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*\.json'$"):
-        Judge(canned(GOOD), "x", tmp_path).score(ENTRY, "Red.")
+    judge = Judge(canned(GOOD), "x", tmp_path)
+    assert judge.score(ENTRY, "Red.").score == 4  # it may have been paid for
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"a reply of x could not be kept: .*No space left on device: '.*\.json'\n", said)
     assert not list(tmp_path.iterdir())
 
 
@@ -638,3 +632,21 @@ def test_in_process_stays_within_the_tokenizer():
     with torch.no_grad():
         model.head.weight[tokenizer.n_vocab :] *= 50  # the model likes those best
     assert isinstance(in_process(model, tokenizer, 20)("Hello"), str)
+
+
+def test_two_processes_on_one_cache_lose_no_reply(tmp_path, monkeypatch):
+    """The other one takes the part file away while this one writes."""
+    def ask(prompt):
+        for part in tmp_path.glob("*.part"):
+            part.unlink()
+        return GOOD
+
+    real = Path.write_text
+
+    def write_text(self, *args, **settings):
+        real(self, *args, **settings)
+        if self.suffix == ".part":
+            self.unlink()
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert Judge(ask, "paid", tmp_path).score(ENTRY, "Red.").score == 4

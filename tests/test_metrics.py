@@ -281,3 +281,8 @@ def test_a_score_that_is_nan_is_named(measure):
 def test_only_probabilities_can_be_calibrated(score):
     with pytest.raises(ValueError, match="must be between 0 and 1"):
         calibration([0, 1, 1], [0.2, score, 0.9])
+
+
+def test_nothing_has_no_interval():
+    with pytest.raises(ValueError, match="there is nothing to draw from"):
+        bootstrap(torch.zeros(0), lambda draw: draw.mean().item())

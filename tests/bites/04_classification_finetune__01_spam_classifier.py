@@ -37,7 +37,8 @@ SMALLER = {
 }
 LEFT_OUT = [
     "random_heads = ", "left.plot(*roc_curve", "threshold = 1 - rate", "kept = torch.tensor(",
-    "zip(axes, (balanced_result", "wrong = [i for i", "inbox = Path(", "handed = finished.SpamClassifier",
+    "zip(axes, (balanced_result", "wrong = [i for i", "folder = data.places", "environment = os.environ",
+    "handed = finished.SpamClassifier",
 ]
 WRONG_ANSWERS = {
     "near_duplicates": """

@@ -37,7 +37,8 @@ SMALLER = {
         "train_loader = instruction_loader(InstructionData(training[:144], tokenizer, C),",
 }
 LEFT_OUT = [
-    "def positions_per_second", "packed_val = ", "folder = run.folder", "needed = (",
+    "def positions_per_second", "packed_val = ", "folder = data.places", "save_model(model, tokenizer, folder",
+    "needed = (",
     "handed = finished.InstructionData",
 ]
 WRONG_ANSWERS = {
