@@ -46,6 +46,7 @@ def test_the_card_counts_the_bytes_of_the_texts(tmp_path, monkeypatch):
     }.items():  # fmt: skip
         (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.setattr(course_base, "lambada", lambda model, tokenizer: (0, 3, "lambada.jsonl"))
+    monkeypatch.setattr(course_base, "wikitext", lambda model, tokenizer: "WikiText-2: 2 bits")
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(tokenizer.n_vocab, 32, emb_dim=16, n_heads=2, n_layers=1)).eval()
     card = course_base.card(tmp_path, tmp_path, tmp_path / "held_out.jsonl", model, tokenizer)

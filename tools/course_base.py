@@ -12,6 +12,7 @@ import gzip
 import json
 import math
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,14 @@ def lambada(model, tokenizer):
     return sum(bool(greedy.all()) for _, greedy in scored), len(parts), path.name
 
 
+def wikitext(model, tokenizer):
+    """One sentence: bits per byte of WikiText-2's articles, another kind of text than the model has read."""
+    path = data.fetch("wikitext2")
+    articles = re.split(r"\n(?= = [^=])", data.load(path))  # a title has one sign of equality on each side
+    value, low, high = ratio(bits_per_byte(model, tokenizer, articles))
+    return f"WikiText-2 ({path.name}): {value:.3f} bits per byte ({low:.3f} to {high:.3f}, {len(articles)} articles)."
+
+
 def sample_text(model, tokenizer):
     lines = []
     for i, prompt in enumerate(PROMPTS):
@@ -169,6 +178,7 @@ bits per byte, with a 95 % t interval over documents; the window moves by half o
 {chr(10).join(by_kind)}
 
 LAMBADA ({lambada_file}): {found} of {n:,} last words found, {100 * found / n:.1f} % ({low:.1f} to {high:.1f}).
+{wikitext(model, tokenizer)}
 
 ## The run
 
