@@ -106,5 +106,6 @@ def show(axis, alt):
     plt.close(axis.figure)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", file.getvalue()[file.getvalue().index("<svg"):], flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\s*\n\s*", " ", svg)  # a notebook stores each line as a string of its own: a fifth of the file
     title = f'<svg role="img" aria-label="{escape(alt)}" style="max-width: 100%; height: auto"'
     return Drawing(svg.replace("<svg", title, 1).replace(">", f"><title>{escape(alt)}</title>", 1), alt)

@@ -21,6 +21,13 @@ MUTATIONS = [
              replace="shuffle=shuffle, drop_last=False,"),
     Mutation("positions are forgotten", find="return self.token_embedding(tokens) + self.position_embedding(positions)",
              replace="return self.token_embedding(tokens)"),
+    Mutation("pairs are counted backwards", find="(ids[:-1] * vocab_size + ids[1:])",
+             replace="(ids[1:] * vocab_size + ids[:-1])"),
+    Mutation("what was given away is not shared out in full", find="discount * kinds * lower",
+             replace="discount * lower"),
+    Mutation("a new pair gets the count of its neighbour",
+             find="torch.where(self.pairs[at] == pair, self.counts[at], 0)", replace="self.counts[at]"),
+    Mutation("the loss of copying", find="probs(ids[:-1], ids[1:])", replace="probs(ids[1:], ids[1:])"),
 ]
 
 WRONG_ANSWERS = {
@@ -39,5 +46,16 @@ WRONG_ANSWERS = {
             table = torch.empty(n_positions, emb_dim)
             table[:, 0::2], table[:, 1::2] = angles.sin(), angles.cos()
             return table
+    """,
+    "trigram_loss": """
+        def trigram_loss(train_ids, valid_ids, vocab_size):
+            asked = list(zip(valid_ids, valid_ids[1:], valid_ids[2:]))
+            triples = Counter(zip(train_ids, train_ids[1:], train_ids[2:]))
+            pairs = Counter(zip(train_ids, train_ids[1:]))
+            count = torch.tensor([triples[triple] for triple in asked])
+            total = torch.tensor([pairs[a, b] for a, b, _ in asked])
+            third = torch.tensor(valid_ids[2:])
+            lower = Bigrams(train_ids, vocab_size).unigram[third]  # skips a level
+            return -discounted(count, total, total, lower).log().mean().item()
     """,
 }
