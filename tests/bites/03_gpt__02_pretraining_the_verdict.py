@@ -3,8 +3,8 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("the loss of the inputs, not of the tokens after them", find="train_ids[:4], train_ids[1:5]",
-             replace="train_ids[:4], train_ids[:4]"),
+    Mutation("the logarithm of the mean, not the mean of the logarithms", find="assert_close(-right.log().mean(),",
+             replace="assert_close(-right.mean().log(),"),
     Mutation("the gradients are not set to zero", find="        optimizer.zero_grad()  # or the next",
              replace="        # or the next"),
     Mutation("ignored targets count", find="(targets != IGNORE).sum().clamp(min=1)", replace="targets.numel()"),
