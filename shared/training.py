@@ -7,7 +7,6 @@ import math
 import signal
 import time
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -136,17 +135,23 @@ def remaining_steps(loader, epochs, accumulate, seed, steps_done):
                 yield group
 
 
-def plot_losses(history, title=None):
-    """Training and validation loss against steps, with the perplexity on the right-hand axis."""
+def plot_losses(history, baseline=None, title=None):
+    """Training and validation loss against steps, a `baseline` as a dashed line; the perplexity on the right.
+
+    `history` has `step`, `train_loss` and `val_loss` (whose values may be None); all losses in nats per token.
+    """
     import matplotlib.pyplot as plt  # not above: it takes most of a second, which programs without a plot can save
 
-    figure, axis = plt.subplots(figsize=(6, 3.5))
-    axis.plot(history.step, history.train_loss, "-", label="training")
+    _, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    axis.plot(history.step, history.train_loss, color="#1f6fb5", label="training")
     if any(value is not None for value in history.val_loss):
-        axis.plot(history.step, history.val_loss, "--", label="validation")
+        axis.plot(history.step, history.val_loss, color="#b86e00", label="validation")
+    if baseline is not None:
+        axis.axhline(baseline, color="black", linestyle="--", label=f"bigram counts, {baseline:.2f}")
     axis.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axis.grid(axis="y", alpha=0.3)
     axis.legend()
-    right = axis.secondary_yaxis("right", functions=(np.exp, lambda x: np.log(np.maximum(x, 1e-9))))
+    right = axis.secondary_yaxis("right")
+    right.yaxis.set_major_formatter(lambda loss, _: f"{math.exp(loss):,.{1 if loss < 3 else 0}f}")
     right.set_ylabel("perplexity")
-    figure.tight_layout()
     plt.show()

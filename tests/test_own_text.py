@@ -19,7 +19,8 @@ import sys
 from shared import data
 from tests import bites
 from tools import notebooks
-lesson = bites.Lesson(bites.smaller(bites.code_of(notebooks.read(sys.argv[1])), {"True, 4, 420,": "True, 4, 12,"}))
+changes = {"STEPS = 64, 4, 420": "STEPS = 64, 4, 12"}
+lesson = bites.Lesson(bites.smaller(bites.code_of(notebooks.read(sys.argv[1])), changes))
 for number in lesson.cells:
     sys.stdout.write(lesson.run(number))
 """

@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -214,3 +215,17 @@ def test_settings_that_make_no_sense_are_refused_before_a_step(tmp_path, name, v
 def test_a_run_without_a_file_cannot_be_resumed():
     with pytest.raises(ValueError, match="needs `checkpoint`"):
         train(make(), *loaders(), progress=False, resume=True)
+
+
+def test_the_loss_plot_shows_the_baseline_and_the_perplexity(monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    for val_loss, baseline, names in (([6.5, 6.0], 5.5, ["training", "validation", "bigram counts, 5.50"]),
+                                      ([None, None], None, ["training"])):  # fmt: skip
+        training.plot_losses(SimpleNamespace(step=[1, 2], train_loss=[7.0, 5.0], val_loss=val_loss), baseline)
+        axis = plt.gca()
+        assert [line.get_label() for line in axis.get_lines()] == names
+        (right,) = axis.child_axes
+        label = right.yaxis.get_major_formatter()
+        assert (label(0, 0), label(math.log(20.25), 0), label(math.log(1416), 0)) == ("1.0", "20", "1,416")
+        plt.close("all")

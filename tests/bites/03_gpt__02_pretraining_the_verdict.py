@@ -3,31 +3,28 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("ignored targets count", find="(targets != IGNORE).sum().clamp(min=1)", replace="targets.numel()",
-             count=2),
-    Mutation("the chunks are one", find="hidden.split(n_rows), targets.split(n_rows)", replace="[hidden], [targets]"),
-    Mutation("a chunk is left out", find="for chunk in chunks])",
-             replace="for chunk in list(chunks)[1:] or [(hidden, targets)]])"),
+    Mutation("the logarithm of the mean, not the mean of the logarithms", find="assert_close(-right.log().mean(),",
+             replace="assert_close(-right.mean().log(),"),
+    Mutation("the gradients are not set to zero", find="        optimizer.zero_grad()  # or the next",
+             replace="        # or the next"),
+    Mutation("ignored targets count", find="(targets != IGNORE).sum().clamp(min=1)", replace="targets.numel()"),
+    Mutation("nothing that counts is 0 / 0", find=".sum().clamp(min=1)", replace=".sum()"),
     Mutation("every batch weighs the same in the evaluation", find="total += loss_fn(model, *batch).item() * n",
              replace="total, n = total + loss_fn(model, *batch).item(), 1"),
+    Mutation("the model stays in evaluation mode", find="        model.train(was_training)", replace="        pass"),
+    Mutation("a copied run may be broken", find="[end - longest - 1 : end] in source",
+             replace="[end - 1 : end] in source"),
     Mutation("norms and biases decay too", find="if p.dim() < 2], \"weight_decay\": 0.0}",
              replace="if p.dim() < 2], \"weight_decay\": weight_decay}"),
-    Mutation("every batch of a step weighs the same", find="* (count / max(1, sum(counts)))",
-             replace="* (1 / len(batches))"),
-    Mutation("the gradients are not set to zero", find="        optimizer.zero_grad()\n        losses.append",
-             replace="        losses.append"),
-    Mutation("the resumed run starts its order anew", find="if step >= steps_done:",
-             replace="if step >= steps_done - steps_done:"),
-    Mutation("the optimizer is not restored",
-             find='optimizer.load_state_dict({"state": values, "param_groups": groups})',
-             replace="pass"),
-    Mutation("the random state is not restored", find='torch.set_rng_state(tensors["random.cpu"])', replace="pass"),
-    Mutation("nothing is learned by heart: the text is read once", find='settings = {"epochs": epochs,',
-             replace='settings = {"epochs": 1,'),
+    Mutation("the rate does not come down", find="0.5 * (1 + math.cos(math.pi * min(1.0, progress)))", replace="1.0"),
+    Mutation("the loop forgets its warmup", find="lr, warmup_steps, min_lr)", replace="lr, 0, min_lr)"),
+    Mutation("the loop clips to another norm", find="model.parameters(), clip)",
+             replace="model.parameters(), 0.01 * clip)"),
+    Mutation("nothing is learned: the text is read twice", find="for epoch in range(EPOCHS):",
+             replace="for epoch in range(2):"),
 ]
 
-SMALLER = {"True, 4, 420, 3e-3, 60,": "True, 4, 340, 3e-3, 60,"}
-LEFT_OUT = ["recipes = {", "kinds = {", "def alikeness"]
+SMALLER = {"T, B, STEPS = 64, 4, 420": "T, B, STEPS = 64, 4, 340"}
 WRONG_ANSWERS = {
     "bits_per_byte": """
         def bits_per_byte(loss, text, n_tokens):
@@ -39,5 +36,10 @@ WRONG_ANSWERS = {
             m = beta1 * m + (1 - beta1) * g
             v = beta2 * v + (1 - beta2) * g**2
             return p - lr * m / (v.sqrt() + eps), m, v  # the averages are too small at first
+    """,
+    "with_dropout": """
+        def with_dropout(rate):
+            seed_everything(0)
+            return fit(GPTModel(config).to(device), EPOCHS // 2, 1e-3)  # the rate does not reach the model
     """,
 }
