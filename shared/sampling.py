@@ -48,7 +48,7 @@ def penalize_repetition(logits, history, penalty):
         return logits
     logits = logits.clone()
     for row, seen in zip(logits, history, strict=True):
-        seen = torch.tensor(sorted(set(seen)), device=logits.device)
+        seen = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits.device)
         row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
     return logits
 
