@@ -31,7 +31,8 @@ MUTATIONS = [
              replace="row + [pad_id] * (longest - len(row))"),
 ]
 
-LEFT_OUT = ["lengths, milliseconds =", "source = torch.ones", "wide = GPTModel", "plt.loglog", "handed = FinishedGPT"]
+LEFT_OUT = ["lengths, milliseconds =", "for way, mark in", "source = torch.ones", "wide = GPTModel",
+            "batches, bound, measured =", "plt.loglog", "handed = FinishedGPT"]
 
 WRONG_ANSWERS = {
     "cache_bytes": """
