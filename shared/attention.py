@@ -52,7 +52,7 @@ class MultiHeadAttention(nn.Module):
     """H causal heads side by side, computed in one go: x [B, T, D] -> [B, T, D].
 
     One matrix makes queries, keys and values of all heads. `cache`, if given, is a function that stores the keys and
-    values of the new tokens in x and returns those of all tokens so far (see shared/generation.py).
+    values of the new tokens in x and returns those of all tokens so far, with a mask (see shared/generation.py).
     """
 
     def __init__(self, emb_dim, n_heads, drop_rate=0.0, qkv_bias=False):
@@ -72,6 +72,5 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             k, v, mask = cache(k, v)  # [B, H, S, K]: all tokens so far, and who may look at whom
         drop_rate = self.drop_rate if self.training else 0.0
-        causal = mask is None and T > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop_rate, is_causal=causal)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop_rate, is_causal=mask is None)
         return self.out_proj(out.transpose(1, 2).reshape(B, T, D))

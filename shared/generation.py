@@ -50,31 +50,26 @@ class KVCache:
 class CachePass:
     """One forward pass through a cache, in which each of `rows` reads `n_new` more tokens.
 
-    The rows are free, or they read one token. The model asks for `positions` [T] (or [B, T] where the rows differ) and
-    for one storing function per `layer`.
+    The model asks for the `positions` of these tokens, [B, T], and for one storing function per `layer`.
     """
 
     def __init__(self, cache, rows, n_new):
         device, lengths = cache.keys.device, [len(cache.tokens[row]) for row in rows]
-        self.cache, self.end, self.mask = cache, max(lengths) + n_new, None
+        self.cache, self.end = cache, max(lengths) + n_new
+        self.positions = torch.tensor(lengths, device=device)[:, None] + torch.arange(n_new, device=device)  # [B, T]
+        self.mask = causal_mask(self.positions, self.end)[:, None]  # [B, 1, T, S]
+        self.rows = torch.tensor(rows, device=device)
         neighbours = rows == list(range(rows[0], rows[0] + len(rows)))
-        self.rows = slice(rows[0], rows[0] + len(rows)) if neighbours else torch.tensor(rows, device=device)
-        if len(set(lengths)) == 1:  # all rows write to the same place; one token sees all, a first reading is causal
-            self.write_rows, self.write = self.rows, slice(lengths[0], self.end)
-            self.positions = torch.arange(lengths[0], self.end, device=device)  # [T]
-        else:
-            self.write_rows = torch.tensor(rows, device=device)[:, None]
-            self.write = self.positions = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
-            self.mask = causal_mask(self.positions, self.end)[:, None]  # [B, 1, 1, S]
+        self.read = slice(rows[0], rows[0] + len(rows)) if neighbours else self.rows  # a slice is read without a copy
 
     def layer(self, i):
         """The function that stores layer i's new keys and values [B, H, T, K] and returns all so far, with the mask."""
         keys, values = self.cache.keys[i].transpose(1, 2), self.cache.values[i].transpose(1, 2)  # [B, C, H, K]
 
         def extend(k, v):
-            keys[self.write_rows, self.write] = k.transpose(1, 2)
-            values[self.write_rows, self.write] = v.transpose(1, 2)
-            k, v = keys[self.rows, : self.end], values[self.rows, : self.end]
+            keys[self.rows[:, None], self.positions] = k.transpose(1, 2).to(keys.dtype)
+            values[self.rows[:, None], self.positions] = v.transpose(1, 2).to(values.dtype)
+            k, v = keys[self.read, : self.end], values[self.read, : self.end]
             return k.transpose(1, 2), v.transpose(1, 2), self.mask  # [B, H, S, K] twice
 
         return extend

@@ -44,9 +44,11 @@ def penalize_repetition(logits, history, penalty):
 
     A positive logit is divided by the penalty, a negative one multiplied.
     """
+    if penalty == 1:
+        return logits
     logits = logits.clone()
     for row, seen in zip(logits, history, strict=True):
-        seen = torch.tensor(sorted(set(seen)), device=logits.device)
+        seen = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits.device)
         row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
     return logits
 
@@ -73,9 +75,7 @@ def keep_min_p(logits, p):
 
 def next_token_probs(logits, history, settings):
     """The distribution that `settings` draw from, for temperature > 0: logits [B, V] -> probabilities [B, V]."""
-    if settings.repetition_penalty != 1:
-        logits = penalize_repetition(logits, history, settings.repetition_penalty)
-    logits = logits.float() / settings.temperature
+    logits = penalize_repetition(logits, history, settings.repetition_penalty).float() / settings.temperature
     if settings.top_k is not None:
         logits = keep_top_k(logits, settings.top_k)
     if settings.top_p is not None:
@@ -95,15 +95,11 @@ def sample(logits, history, settings):
     tokens = [None] * len(settings)
     for choice in dict.fromkeys(settings):  # rows that share their settings are handled together
         rows = [i for i, s in enumerate(settings) if s == choice]
-        part = logits if len(rows) == len(settings) else logits[rows]
-        seen = [history[i] for i in rows]
+        part, seen = logits[rows], [history[i] for i in rows]
         if choice.temperature == 0:
-            if choice.repetition_penalty != 1:
-                part = penalize_repetition(part, seen, choice.repetition_penalty)
-            drawn = part.argmax(dim=-1)
+            drawn = penalize_repetition(part, seen, choice.repetition_penalty).argmax(dim=-1)
         else:
-            probs = next_token_probs(part, seen, choice)
-            drawn = torch.multinomial(probs, 1, generator=choice.generator)[:, 0]
+            drawn = torch.multinomial(next_token_probs(part, seen, choice), 1, generator=choice.generator)[:, 0]
         for i, token in zip(rows, drawn.tolist(), strict=True):
             tokens[i] = token
     return tokens

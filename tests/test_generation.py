@@ -173,6 +173,13 @@ def test_dropout_is_off_and_the_mode_comes_back():
     assert model.training
 
 
+def test_rows_of_unequal_length_under_autocast(model):
+    """The new keys are bfloat16 there, the cache is float32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        together = generate(model, PROMPTS, 5)
+    assert together.shape == (4, 11)
+
+
 def test_prompt_forms_agree(model):
     expected = generate(model, torch.tensor([[1, 2, 3]]), 5)
     for form in ([1, 2, 3], torch.tensor([1, 2, 3]), [[1, 2, 3]], [torch.tensor([1, 2, 3])]):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from shared.sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, next_token_probs, sample
+from shared.sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, next_token_probs, penalize_repetition, sample
 
 
 def test_settings_per_row():
@@ -51,6 +51,12 @@ def test_probabilities_follow_the_definition():
     top2 = torch.where(expected >= expected.sort(descending=True).values[1], expected, 0.0)
     filtered = next_token_probs(logits, history, Sampling(0.7, top_k=2, repetition_penalty=1.5))[0]
     assert_close(filtered, top2 / top2.sum())
+
+
+def test_a_penalty_without_history_changes_nothing():
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    assert torch.equal(penalize_repetition(logits, [[]], 1.5), logits)
+    assert sample(logits, [[]], [Sampling(repetition_penalty=1.5)]) == [0]
 
 
 def test_draws_have_the_right_frequencies():
