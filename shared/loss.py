@@ -47,7 +47,7 @@ def chunked_loss(model, inputs, targets, n_rows=512):
 
     hidden, targets = model.hidden(inputs).flatten(0, 1), targets.flatten()  # [N, D], [N]
     chunks = zip(hidden.split(n_rows), targets.split(n_rows), strict=True)
-    total = torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    total = sum(checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks)
     return total / (targets != IGNORE).sum().clamp(min=1)
 
 

@@ -107,15 +107,13 @@ def training_step(model, batches, loss_fn, optimizer, scaler, clip=1.0):
             loss = loss_fn(model, *(tensor.to(device) for tensor in batch)) * (count / max(1, sum(counts)))
         scaler.scale(loss).backward()
         total += loss.item()
-    if not math.isfinite(total):
-        optimizer.zero_grad()
-        raise FloatingPointError(f"the loss is {total}: the weights are kept as they were; a smaller rate may help")
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf).item()
-    if not (math.isfinite(norm) or scaler.is_enabled()):  # a scaler leaves such a step out by itself
+    if not math.isfinite(total) or not (math.isfinite(norm) or scaler.is_enabled()):  # a scaler skips such a gradient
         optimizer.zero_grad()
-        raise FloatingPointError(f"the gradient's norm is {norm}: the weights are kept as they were")
+        raise FloatingPointError(f"the loss is {total} and the gradient's norm is {norm}: the weights are kept as they "
+                                 "were; a smaller rate may help")  # fmt: skip
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()

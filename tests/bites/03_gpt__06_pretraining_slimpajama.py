@@ -22,6 +22,8 @@ MUTATIONS = [
              replace="starts = [0, *ends[:-1]]"),
     Mutation("the resumed run begins anew with another seed", find='"--eval-every", 20, "--resume")',
              replace='"--eval-every", 20, "--resume", "--seed", 1)'),
+    Mutation("the corrected fit has Hoffmann's exponent for the tokens", find="2085.43, 0.3478, 0.3658",
+             replace="2085.43, 0.3478, 0.28"),
     Mutation("a token costs only the forward pass", find="return 6 * n_parameters * n_tokens / (chips",
              replace="return 2 * n_parameters * n_tokens / (chips"),
 ]
@@ -37,5 +39,10 @@ WRONG_ANSWERS = {
     "tokens_for": """
         def tokens_for(money, price, n_parameters, peak, mfu):
             return money / price * peak * mfu / (6 * n_parameters)  # hours taken for seconds
+    """,
+    "shares": """
+        def shares(bands):
+            agree = np.array([(slow[a] == slow[b]).reshape(-1, bands).all(1).any() for a, b in pairs])  # rows of bands
+            return agree[true > 0.8].mean(), agree[true < 0.5].mean()
     """,
 }

@@ -23,7 +23,8 @@ MUTATIONS = [
     Mutation("Wilson's centre is forgotten", find="k / n + z * z / (2 * n), z *", replace="k / n, z *"),
 ]
 
-LEFT_OUT = ["def from_transformers", "sentence = ", "by_context = {}", "wiki_file = ", "shares = [(", "what for what"]
+LEFT_OUT = ["def from_transformers", "other = from_transformers(folder)", "sentence = ", "by_context = {}",
+            "plt.plot([str(k)", "wiki_ids = ", "pieces = wiki[", "def guesser_reaches", "shares = [(", "what for what"]
 
 WRONG_ANSWERS = {
     "merge_qkv": """
@@ -35,5 +36,10 @@ WRONG_ANSWERS = {
             one = bootstrap(a.float(), lambda draw: draw.mean().item(), n, seed)
             two = bootstrap(b.float(), lambda draw: draw.mean().item(), n, seed + 1)
             return one[0] - two[1], one[1] - two[0]  # as if the items were different ones
+    """,
+    "round_to": """
+        def round_to(weight, bits):
+            step = weight.abs().max() / (2 ** (bits - 1) - 1)  # one step for the whole matrix
+            return (weight / step).round() * step
     """,
 }
