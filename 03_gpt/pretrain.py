@@ -97,6 +97,9 @@ def batches_of(windows, starts, batch, rank=0, world=1):
 # ---- the optimizer
 
 
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for `matrices`: each one's update is made orthogonal. The rest is left to `adamw`.
 
@@ -108,6 +111,12 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, matrices, adamw, lr, weight_decay):
         super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay}, *adamw.param_groups], {})
         self.adamw = adamw
+
+    def load_state_dict(self, state):
+        others = {name for values in state["state"].values() for name in values} - {"momentum", *ADAMW_STATE}
+        if others:
+            raise ValueError(f"it keeps {', '.join(sorted(others))}, which this Muon does not")
+        super().load_state_dict(state)
 
     @torch.no_grad()
     def step(self):
@@ -150,6 +159,7 @@ def build_optimizer(model, name, lr, weight_decay):
 # What saving a model writes or takes away; before its first checkpoint, a run has made none of these.
 FOLDER_OF_A_MODEL = ("model.safetensors", "config.json", "generation_config.json", "tokenizer_config.json",
                      "vocab.json", "merges.txt", *OTHER_TOKENIZER_FILES)  # fmt: skip
+NOTES = ("settings.json", "metrics.jsonl", "samples.txt", "loss.png")  # what a run writes besides, the first one first
 
 
 def checkpoints_in(out):
@@ -157,13 +167,23 @@ def checkpoints_in(out):
     return sorted((out / "checkpoints").glob(f"step_{'[0-9]' * 8}.safetensors"))
 
 
-def newest_whole(out):
-    """The newest checkpoint whose checksum is right, or None."""
+def last_good(out):
+    """Names the newest checkpoint whose checksum is right."""
     for file in reversed(checkpoints_in(out)):
         with contextlib.suppress(ValueError):
             read_state(file)
-            return file
-    return None
+            return f"The last good checkpoint: {file}"
+    return "The last good checkpoint: none yet"
+
+
+def refuse_strangers(out):
+    """Raises SystemExit where OUT, which holds no checkpoint, has a file that a run would overwrite and none made."""
+    noted = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        noted = dict(json.loads((out / "settings.json").read_bytes()))
+    for name in FOLDER_OF_A_MODEL + (() if {"config", "corpus"} <= noted.keys() else NOTES):
+        if os.path.lexists(out / name):
+            raise SystemExit(f"{out} holds a {name}, but no checkpoint to go on from: give another --out")
 
 
 def load_newest(out, model, scaler, first=True):
@@ -200,6 +220,8 @@ def save_run(out, keep, model, optimizer, tokenizer, scaler, history):
     except (OSError, SafetensorError) as error:
         print(f"step {history.steps_done}: not saved: {error}")
         return False
+    except FloatingPointError as error:  # the last update broke the weights
+        raise SystemExit(f"step {history.steps_done}: {error}. {last_good(out)}") from None
 
 
 # ---- what is measured
@@ -458,7 +480,7 @@ def build(args, config, processes):
     model.to(device)
     if args.recompute:
         recompute_blocks(model)
-    module = wrap(model, processes, args.fsdp, args.compile)
+    module = wrap(model, processes, args.batch, args.fsdp, args.compile)
     optimizer = build_optimizer(model, args.optimizer, args.lr, args.weight_decay)
     if optimizer_state:
         try:
@@ -491,8 +513,7 @@ def run_steps(args, processes, run, tokenizer, train_windows, val_windows, total
             try:
                 loss, _, norm = training_step(run.module, batches, loss_fn, run.optimizer, run.scaler, clip)
             except FloatingPointError as error:
-                good = newest_whole(args.out) or "none yet"
-                raise SystemExit(f"step {step + 1}: {error}. The last good checkpoint: {good}") from None
+                raise SystemExit(f"step {step + 1}: {error}. {last_good(args.out)}") from None
             due = first and time.monotonic() - saved_at > 60 * args.checkpoint_minutes
             loss, stopping, due = processes.total(loss / world, len(stop), due)
             speed = args.tokens_per_step / (time.perf_counter() - started)
@@ -505,9 +526,8 @@ def run_steps(args, processes, run, tokenizer, train_windows, val_windows, total
             if history.steps_done % args.eval_every == 0 or last:
                 total, count = processes.total(mean_loss(run.module, val_batches, call), 1)
                 if not np.isfinite(total):  # this step's update broke the weights, and nothing is saved of them
-                    good = newest_whole(args.out) or "none yet"
                     raise SystemExit(f"step {step + 1}: the validation loss is {total / count}; a smaller rate may "
-                                     f"help. The last good checkpoint: {good}")  # fmt: skip
+                                     f"help. {last_good(args.out)}")  # fmt: skip
                 history.add_entry(total / count)
                 entry |= {"val_loss": round(total / count, 6), "memory_mb": (peak_memory(device) or 0) // 2**20}
             bar.update()
@@ -545,9 +565,8 @@ def pretrain(args, processes, until_the_end):
         until_the_end.enter_context(locked(args.out))
     if checkpoints_in(args.out) and not args.resume:
         raise SystemExit(f"{args.out} already holds a run: --resume goes on with it, another --out starts anew")
-    for name in FOLDER_OF_A_MODEL if not checkpoints_in(args.out) else ():
-        if (args.out / name).exists():
-            raise SystemExit(f"{args.out} holds a {name}, but no checkpoint to go on from: give another --out")
+    if not checkpoints_in(args.out):
+        refuse_strangers(args.out)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # for the products that stay in float32
     run = build(args, config, processes)

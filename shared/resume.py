@@ -62,8 +62,8 @@ def checksum(tensors, state):
 def save_state(file, model, optimizer=None, scaler=None, history=None):
     """Write all that a run needs to go on into one safetensors file: weights, optimizer, random state, history.
 
-    Written atomically, with a checksum of its contents. Raises OSError, naming the file, where it cannot be written;
-    an older one is then untouched.
+    Written atomically, with a checksum of its contents. Raises FloatingPointError for numbers that are not finite, with
+    which no run can go on, and OSError, naming the file, where it cannot be written; an older one is then untouched.
     """
     file = Path(file)
     tensors = {f"model.{name}": tensor for name, tensor in unshared(model).items()}
@@ -75,6 +75,9 @@ def save_state(file, model, optimizer=None, scaler=None, history=None):
             tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} is not finite: it is not saved, an older {file} is untouched")
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -110,8 +113,8 @@ def read_state(file):
 def load_state(file, model, optimizer=None, scaler=None):
     """Read what `save_state` wrote into `model` (and optimizer, scaler, random state); returns the `History`.
 
-    Raises FileNotFoundError when there is none, ValueError when the file is damaged or of another configuration;
-    then nothing has been changed.
+    Raises FileNotFoundError when there is none, ValueError when the file is damaged, of another configuration or lacks
+    the optimizer's state; then nothing has been changed.
     """
     tensors, state = read_state(file)
     ours = asdict(model.config)
@@ -120,7 +123,9 @@ def load_state(file, model, optimizer=None, scaler=None):
     shapes = {name: tuple(tensor.shape) for name, tensor in unshared(model).items()}
     if differ or {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
         raise ValueError(f"{file} belongs to another model: {', '.join(differ) or 'other layers'}")
-    if optimizer is not None and "param_groups" in state:
+    if optimizer is not None:
+        if "param_groups" not in state:
+            raise ValueError(f"{file} holds no state of an optimizer: it was saved without one")
         values = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
