@@ -282,22 +282,11 @@ def read_records(path, start=0):
         if path.name.endswith(".parquet"):
             yield from _parquet_rows(path, start)
         elif path.name.endswith(".txt"):
-            yield from islice(_text_documents(_lines(_utf8(unpacked(path)))), start, None)
+            yield from islice(_text_documents(_lines(unpacked(path))), start, None)
         else:
-            yield from islice((line for line in _lines(_utf8(unpacked(path))) if line != b""), start, None)
+            yield from islice((line for line in _lines(unpacked(path)) if line != b""), start, None)
     except (OSError, ValueError, OverflowError) as error:
         yield Bad(UNREADABLE, _short(error))
-
-
-def _utf8(blocks):
-    """The same blocks. Raises ValueError for UTF-16, which begins with one of its byte order marks."""
-    beginning = b""
-    for block in blocks:
-        if len(beginning) < 2:
-            beginning += block[:2]
-            if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError("it is UTF-16 text; only UTF-8 is read")
-        yield block
 
 
 def _lines(blocks):

@@ -953,7 +953,7 @@ def test_utf16_is_named(make, tmp_path, encoding):
     folder = make(tmp_path / "a.txt", tmp_path / "b.jsonl", write_jsonl(tmp_path / "c.jsonl", TEXTS[:20]))
     assert sorted(documents_in(folder)) == sorted(TEXTS[:20])
     report = json.loads((folder / "report.json").read_text())
-    assert sum("it is UTF-16 text; only UTF-8 is read" in problem for problem in report["problems"]) == 2
+    assert sum("it is UTF-16; save it as UTF-8" in problem for problem in report["problems"]) == 2
 
 
 # --- kill and resume --------------------------------------------------------------------------------------------------
