@@ -26,7 +26,6 @@ from types import SimpleNamespace
 import filelock
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,7 +216,7 @@ def save_run(out, keep, model, optimizer, tokenizer, scaler, history):
             old.unlink()
         save_model(model, tokenizer, out)
         return True
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         print(f"step {history.steps_done}: not saved: {error}")
         return False
     except FloatingPointError as error:  # the last update broke the weights
@@ -409,11 +408,8 @@ def locked(out):
 
 def write_file(file, content):
     """Write a file atomically. Raises OSError that names it."""
-    try:
-        with write_atomically(file) as part:
-            part.write_bytes(content)
-    except OSError as error:
-        raise OSError(f"{file} could not be written ({error})") from None
+    with write_atomically(file) as part:
+        part.write_bytes(content)
 
 
 def note_settings(args, config, manifest):

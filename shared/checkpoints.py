@@ -5,8 +5,7 @@
     model, tokenizer = load_model("my_gpt")
     python -m shared.checkpoints my_gpt --gguf my_gpt.gguf
 
-Weights are read from safetensors files only, never from a pickle, which could run code. The names and settings of one
-architecture stand in its own module.
+Weights are read from safetensors files only, never from a pickle, which could run code.
 """
 
 import argparse
@@ -71,9 +70,8 @@ def find_tensors(files):
 def load_weights(model, files, from_published, extra=()):
     """An `empty_model` with the weights of the safetensors `files`, in float32, on the CPU, in eval mode.
 
-    Its tensors lie in the memory-mapped files: nothing is read before it is used, nothing is held twice, and what
-    training changes is copied page by page. So a file must not be written to while the model lives (replacing it is
-    fine). `from_published`: the architecture's function. `extra` names tensors that may stand beside the model's.
+    Its tensors lie in the memory-mapped files, and what training changes is copied page by page: a file must not be
+    written to while the model lives (replacing it is fine). `extra` names tensors that may stand beside the model's.
     """
     tensors, weights = from_published(find_tensors(files), model.state_dict()), {}
     check_tensors(tensors, model, files, extra)
@@ -158,8 +156,8 @@ def load_model(folder, extra=()):
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
     model = load_weights(empty_model(config), files, module.from_published, extra)
     if tokenizer is not None and tokenizer.n_vocab < config.vocab_size:
-        cut = empty_model(replace(config, vocab_size=tokenizer.n_vocab))
-        model = load_weights(cut, files, module.from_published, extra)
+        cut = replace(config, vocab_size=tokenizer.n_vocab)
+        model = load_weights(empty_model(cut), files, module.from_published, extra)
     return model, tokenizer
 
 
@@ -178,9 +176,8 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
     """Write `model` and `tokenizer` (a tiktoken.Encoding, or None) as a folder that `transformers` loads.
 
     The numbers keep their dtype. `chat_template` (Jinja) goes into tokenizer_config.json. A classifier adds tensors of
-    its own, `extra` {name: tensor}, and `settings` for config.json. Every file is at each moment whole, the old one or
-    the new one; a link is replaced, not followed. Raises OSError where the folder cannot be written, ValueError for a
-    tokenizer not of GPT-2's kind, or none where one is, and for a model with other tensors than a plain one.
+    its own, `extra` {name: tensor}, and `settings` for config.json. Each file is written atomically. Raises OSError
+    where that fails, ValueError for a tokenizer not of GPT-2's kind, or none where one is, and as `publish` does.
     """
     if tokenizer is None and has_tokenizer(Path(folder)):  # they would be read as one
         raise ValueError(f"{folder} holds a tokenizer, and this model comes without one: choose another folder")
@@ -206,9 +203,12 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
 def publish(model):
     """What model.safetensors and config.json hold of `model`: ({published name: tensor}, {key: value}).
 
-    Raises ValueError, naming a tensor, where it has others than a plain model with its config, as with an adapter.
+    Raises ValueError, naming a tensor that is not finite, or that a plain model with its config has not or has not so.
     """
     module, _ = architecture_of(model.config)
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the model to be saved: {name} is not finite, so its weights are damaged")
     check_tensors(model.state_dict(), empty_model(model.config), ["the model to be saved"])
     dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
     return module.to_published(model), module.config_to_json(model.config) | {"dtype": dtype}

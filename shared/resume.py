@@ -40,16 +40,6 @@ class History:
         self.recent_losses = []
 
 
-def unshared(model):
-    """The model's state by name, each tensor once: of tied weights only the first name stays."""
-    seen, tensors = set(), {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor
-    return tensors
-
-
 def checksum(tensors, state):
     """SHA-256 of a run's tensors (with names, formats and shapes) and of its `state`, a string."""
     digest = hashlib.sha256(state.encode())
@@ -66,7 +56,7 @@ def save_state(file, model, optimizer=None, scaler=None, history=None):
     which no run can go on, and OSError, naming the file, where it cannot be written; an older one is then untouched.
     """
     file = Path(file)
-    tensors = {f"model.{name}": tensor for name, tensor in unshared(model).items()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}  # tied weights under one name
     state = {"config": asdict(model.config), "history": asdict(history or History())}
     if optimizer is not None:
         optimizer_state = optimizer.state_dict()
@@ -120,8 +110,8 @@ def load_state(file, model, optimizer=None, scaler=None):
     ours = asdict(model.config)
     differ = [f"{k} {state['config'].get(k)} (here {v})" for k, v in ours.items() if state["config"].get(k) != v]
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    shapes = {name: tuple(tensor.shape) for name, tensor in unshared(model).items()}
-    if differ or {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    if differ or {name: tensor.shape for name, tensor in weights.items()} != shapes:
         raise ValueError(f"{file} belongs to another model: {', '.join(differ) or 'other layers'}")
     if optimizer is not None:
         if "param_groups" not in state:
