@@ -135,7 +135,8 @@ def _files_of(source):
         return [InputFile(name, f"web/{name.replace(':', '_')}", (source,))], {"name": source}
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.endswith(FORMATS) and file.is_file())
+        found = sorted(file for file in path.rglob("*") if file.name.endswith(FORMATS) and file.is_file()
+                       and not (file.name == "merges.txt" and (file.parent / "vocab.json").exists()))  # a tokenizer's
         names = [f"{path.resolve().name}/{file.relative_to(path).as_posix()}" for file in found]
         return [local_file(name, file) for name, file in zip(names, found)], {"name": _name(source)}
     if path.is_file():

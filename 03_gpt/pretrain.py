@@ -31,7 +31,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 
-from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E402
+from prepare_corpus import folder_name, open_shards, read_manifest, verify_corpus  # noqa: E402
 from pretrain_processes import Processes, call, gather, load_optimizer, recompute_blocks, synchronised, wrap  # noqa: E402
 
 from shared.checkpoints import OTHER_TOKENIZER_FILES, save_model  # noqa: E402
@@ -180,7 +180,8 @@ def refuse_strangers(out):
     noted = {}
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         noted = dict(json.loads((out / "settings.json").read_bytes()))
-    for name in FOLDER_OF_A_MODEL + (() if {"config", "corpus"} <= noted.keys() else NOTES):
+    names = FOLDER_OF_A_MODEL + (() if {"config", "corpus"} <= noted.keys() else NOTES)
+    for name in names if (out / "checkpoints").is_dir() else (*names, "checkpoints"):
         if os.path.lexists(out / name):
             raise SystemExit(f"{out} holds a {name}, but no checkpoint to go on from: give another --out")
 
@@ -326,8 +327,8 @@ def number(kind, least, below=LARGEST):
                 return kind(text)
         except ValueError:
             pass
-        bounds = f"at least {least}" + f" and below {below:,}" * (below < LARGEST)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole' * (kind is int)} number of {bounds}")
+        whole = "whole " * (kind is int)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {whole}number of at least {least} and below {below:,}")
 
     return parse
 
@@ -335,8 +336,8 @@ def number(kind, least, below=LARGEST):
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a folder that prepare_corpus.py wrote")
-    add("--out", type=Path, required=True, help="the folder of this run")
+    add("--data", type=folder_name, required=True, help="a folder that prepare_corpus.py wrote")
+    add("--out", type=folder_name, required=True, help="the folder of this run")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out; start if there is none")
     add("--model", choices=GPT2_CONFIGS, help="one of GPT-2's sizes; or give --layers, --heads and --width")
     add("--layers", type=number(int, 1))
@@ -577,7 +578,11 @@ def pretrain(args, processes, until_the_end):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    processes = Processes()
+    try:
+        processes = Processes()
+        describe(processes.device)  # LLM_DTYPE and LLM_SCALE are read before anything is made
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     try:
         with (
             contextlib.redirect_stdout(sys.stdout if processes.rank == 0 else io.StringIO()),

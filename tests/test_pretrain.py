@@ -587,6 +587,35 @@ def test_numbers_out_of_bounds_are_refused(corpus, tmp_path, capsys, option, val
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("LLM_DEVICE", "toaster"), ("LLM_DEVICE", "meta"), ("LLM_DTYPE", "fp8"),
+                                             ("LLM_SCALE", "huge"), ("WORLD_SIZE", "many")])  # fmt: skip
+def test_an_environment_that_makes_no_sense_is_named(corpus, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=value):
+        run(corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_name_of_a_folder_is_not_the_one_where_we_are(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for options in (["--out", ""], ["--data", " "]):
+        with pytest.raises(SystemExit) as refusal:
+            run(corpus, tmp_path / "run", *options)
+        assert refusal.value.code == 2 and "is no name of a folder" in capsys.readouterr().err
+    for options in (["--source", "x", "--out", ""], ["--source", "", "--out", "o"], ["--merge", "", "--out", "o"]):
+        with pytest.raises(SystemExit) as refusal:
+            prepare_corpus.main(options)
+        assert refusal.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_where_checkpoints_belong_is_named_before_the_first_step(corpus, tmp_path):
+    (tmp_path / "checkpoints").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit, match="holds a checkpoints, but no checkpoint"):
+        run(corpus, tmp_path)
+    assert (tmp_path / "checkpoints").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_folder_that_cannot_be_used_is_named_and_left_alone(corpus, tmp_path):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "model").mkdir()
