@@ -41,7 +41,7 @@ from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # no
 from shared.loss import mean_loss  # noqa: E402
 from shared.resume import History, load_state, read_state, save_state  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything, stop_on  # noqa: E402
-from shared.tokenizer import load_tokenizer  # noqa: E402
+from shared.tokenizer import load_tokenizer, with_end_of_text  # noqa: E402
 from shared.training import learning_rate, make_optimizer, training_step  # noqa: E402
 
 # Peak TFLOP/s of matrix products without sparsity, bfloat16 (float16 where there is none), from NVIDIA's data sheets.
@@ -452,7 +452,8 @@ def tidy(out, steps_done):
 def open_corpus(args):
     """(manifest, tokenizer, configuration of the model, windows of training and validation), or SystemExit."""
     try:
-        manifest, tokenizer = read_manifest(args.data), load_tokenizer(args.data / "tokenizer")
+        manifest, folder = read_manifest(args.data), args.data / "tokenizer"
+        tokenizer = with_end_of_text(load_tokenizer(folder), folder)
         config = model_config(args, tokenizer.n_vocab)
         windows = [Windows(open_shards(args.data, split), config.context_length, args.seed, split)
                    for split in ("train", "validation")]  # fmt: skip
