@@ -579,6 +579,8 @@ def pretrain(args, processes, until_the_end):
 
 def main(argv=None):
     args = parse_arguments(argv)
+    with contextlib.suppress(AttributeError):  # names of any script on a terminal of any kind
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         processes = Processes()
         describe(processes.device)  # LLM_DTYPE and LLM_SCALE are read before anything is made
@@ -592,6 +594,9 @@ def main(argv=None):
             pretrain(args, processes, until_the_end)
     except OSError as error:
         raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         processes.close()
 

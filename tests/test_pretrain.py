@@ -495,6 +495,16 @@ def test_a_full_disk_costs_lines_and_pictures_but_not_the_run(unbroken, corpus, 
     run(corpus, out, "--resume")
 
 
+def test_ctrl_c_before_the_first_step_is_no_traceback(corpus, tmp_path, monkeypatch, capsys):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "verify_corpus", interrupted)  # it may take minutes
+    with pytest.raises(SystemExit) as end:
+        run(corpus, tmp_path / "run")
+    assert end.value.code == 130 and "--resume goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("settings", [b"", b'{"data": "d", "to', b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_damaged_state_files_are_mended_and_named(unbroken, corpus, tmp_path, capsys, settings):
     out = tmp_path / "run"
