@@ -126,7 +126,7 @@ def load_state(file, model, optimizer=None, scaler=None):
             group |= {k: tuple(v) for k, v in group.items() if isinstance(v, list) and k != "params"}
         optimizer.load_state_dict({"state": values, "param_groups": groups})
     model.load_state_dict(weights, strict=False)  # a tied head is stored once
-    if scaler is not None and "scaler" in state:
+    if scaler is not None and state.get("scaler"):  # {} of a run in another number format
         scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():

@@ -100,6 +100,16 @@ def test_a_state_without_an_optimizer_does_not_start_one_anew_in_silence(tmp_pat
     assert same_weights(model, make())
 
 
+def test_a_run_in_bfloat16_goes_on_in_float16_and_back(tmp_path):
+    """Only the second scales its gradients: from its own first scale on."""
+    file, model = tmp_path / "c.safetensors", make()
+    scalers = [torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True)]
+    for saved, loaded in (scalers, scalers[::-1]):
+        save_state(file, make(seed=5), None, saved)
+        load_state(file, model, None, loaded)
+    assert same_weights(model, make(seed=5)) and scalers[1].get_scale() == 65536
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["model.final_norm.bias", "optimizer.0.exp_avg"])
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path, where, number):
