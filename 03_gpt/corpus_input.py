@@ -135,7 +135,8 @@ def _files_of(source):
         return [InputFile(name, f"web/{name.replace(':', '_')}", (source,))], {"name": source}
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.endswith(FORMATS) and file.is_file())
+        found = sorted(file for file in path.rglob("*") if file.name.endswith(FORMATS) and file.is_file()
+                       and not (file.name == "merges.txt" and (file.parent / "vocab.json").exists()))  # a tokenizer's
         names = [f"{path.resolve().name}/{file.relative_to(path).as_posix()}" for file in found]
         return [local_file(name, file) for name, file in zip(names, found)], {"name": _name(source)}
     if path.is_file():
@@ -282,22 +283,11 @@ def read_records(path, start=0):
         if path.name.endswith(".parquet"):
             yield from _parquet_rows(path, start)
         elif path.name.endswith(".txt"):
-            yield from islice(_text_documents(_lines(_utf8(unpacked(path)))), start, None)
+            yield from islice(_text_documents(_lines(unpacked(path))), start, None)
         else:
-            yield from islice((line for line in _lines(_utf8(unpacked(path))) if line != b""), start, None)
+            yield from islice((line for line in _lines(unpacked(path)) if line != b""), start, None)
     except (OSError, ValueError, OverflowError) as error:
         yield Bad(UNREADABLE, _short(error))
-
-
-def _utf8(blocks):
-    """The same blocks. Raises ValueError for UTF-16, which begins with one of its byte order marks."""
-    beginning = b""
-    for block in blocks:
-        if len(beginning) < 2:
-            beginning += block[:2]
-            if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError("it is UTF-16 text; only UTF-8 is read")
-        yield block
 
 
 def _lines(blocks):

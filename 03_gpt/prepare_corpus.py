@@ -111,7 +111,8 @@ class Settings:
         part = re.fullmatch(r"(\d+)/(\d+)", self.shard or "0/1")
         entries = re.fullmatch(r"train (\d+)", self.tokenizer if self.tokenizer.startswith("train ") else "train 257")
         for name, is_right, bounds in (
-            ("sources", self.sources and not isinstance(self.sources, str), "a tuple of at least one"),
+            ("sources", self.sources and not isinstance(self.sources, str) and all(map(str.strip, self.sources)),
+             "a tuple of at least one, none empty"),
             ("skip", not isinstance(self.skip, str), "a tuple"),
             ("near", self.near is None or 0 < self.near <= 1, "more than 0 and at most 1; without it: --no-near"),
             ("validation", 0 <= self.validation <= 1, "from 0 to 1"),
@@ -675,6 +676,13 @@ def size_in_bytes(text):
     return int(size)
 
 
+def folder_name(text):
+    """A folder; an empty name, as of a variable of the shell that is not set, would be the one where we are."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+    return Path(text)
+
+
 def key_and_value(text):
     """licence=CC BY 4.0"""
     key, _, value = valid_unicode(text).partition("=")
@@ -687,7 +695,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(prog="prepare_corpus.py", description="Make token shards for pretraining.")
     add = parser.add_argument
     add("--source", nargs="+", action="extend", metavar="SOURCE", help="files, folders, URLs, @FILE, slimpajama, hf://")
-    add("--out", type=Path, required=True, metavar="DIR", help="the folder to make, or to go on with")
+    add("--out", type=folder_name, required=True, metavar="DIR", help="the folder to make, or to go on with")
     add("--limit", type=size_in_bytes, metavar="SIZE", help="stop at so much text, such as 5GB")
     add("--skip", type=valid_unicode, action="append", default=[], metavar="PATTERN",
         help="leave out files with such names: 'test_*'")  # fmt: skip
@@ -701,7 +709,7 @@ def arguments(argv):
     add("--train-tokenizer", type=int, metavar="SIZE", help="train one of SIZE entries on the first of the text")
     add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="size of a shard (default: 100,000,000)")
     add("--shard", metavar="I/N", help="only every N-th file, from number I (from 0) on")
-    add("--merge", nargs="+", type=Path, metavar="DIR", help="make one corpus of several, such as those of all shards")
+    add("--merge", nargs="+", type=folder_name, metavar="DIR", help="make one corpus of several, such as of all shards")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     add("--no-keep", action="store_true", help="delete a downloaded file once it was read")
     add("--plot", action="store_true", help="draw report.png as well")

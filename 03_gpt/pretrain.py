@@ -26,13 +26,12 @@ from types import SimpleNamespace
 import filelock
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 
-from prepare_corpus import open_shards, read_manifest, verify_corpus  # noqa: E402
+from prepare_corpus import folder_name, open_shards, read_manifest, verify_corpus  # noqa: E402
 from pretrain_processes import Processes, call, gather, load_optimizer, recompute_blocks, synchronised, wrap  # noqa: E402
 
 from shared.checkpoints import OTHER_TOKENIZER_FILES, save_model  # noqa: E402
@@ -42,7 +41,7 @@ from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # no
 from shared.loss import mean_loss  # noqa: E402
 from shared.resume import History, load_state, read_state, save_state  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device, peak_memory, seed_everything, stop_on  # noqa: E402
-from shared.tokenizer import load_tokenizer  # noqa: E402
+from shared.tokenizer import load_tokenizer, with_end_of_text  # noqa: E402
 from shared.training import learning_rate, make_optimizer, training_step  # noqa: E402
 
 # Peak TFLOP/s of matrix products without sparsity, bfloat16 (float16 where there is none), from NVIDIA's data sheets.
@@ -97,6 +96,9 @@ def batches_of(windows, starts, batch, rank=0, world=1):
 # ---- the optimizer
 
 
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for `matrices`: each one's update is made orthogonal. The rest is left to `adamw`.
 
@@ -108,6 +110,12 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, matrices, adamw, lr, weight_decay):
         super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay}, *adamw.param_groups], {})
         self.adamw = adamw
+
+    def load_state_dict(self, state):
+        others = {name for values in state["state"].values() for name in values} - {"momentum", *ADAMW_STATE}
+        if others:
+            raise ValueError(f"it keeps {', '.join(sorted(others))}, which this Muon does not")
+        super().load_state_dict(state)
 
     @torch.no_grad()
     def step(self):
@@ -150,6 +158,7 @@ def build_optimizer(model, name, lr, weight_decay):
 # What saving a model writes or takes away; before its first checkpoint, a run has made none of these.
 FOLDER_OF_A_MODEL = ("model.safetensors", "config.json", "generation_config.json", "tokenizer_config.json",
                      "vocab.json", "merges.txt", *OTHER_TOKENIZER_FILES)  # fmt: skip
+NOTES = ("settings.json", "metrics.jsonl", "samples.txt", "loss.png")  # what a run writes besides, the first one first
 
 
 def checkpoints_in(out):
@@ -157,13 +166,24 @@ def checkpoints_in(out):
     return sorted((out / "checkpoints").glob(f"step_{'[0-9]' * 8}.safetensors"))
 
 
-def newest_whole(out):
-    """The newest checkpoint whose checksum is right, or None."""
+def last_good(out):
+    """Names the newest checkpoint whose checksum is right."""
     for file in reversed(checkpoints_in(out)):
         with contextlib.suppress(ValueError):
             read_state(file)
-            return file
-    return None
+            return f"The last good checkpoint: {file}"
+    return "The last good checkpoint: none yet"
+
+
+def refuse_strangers(out):
+    """Raises SystemExit where OUT, which holds no checkpoint, has a file that a run would overwrite and none made."""
+    noted = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        noted = dict(json.loads((out / "settings.json").read_bytes()))
+    names = FOLDER_OF_A_MODEL + (() if {"config", "corpus"} <= noted.keys() else NOTES)
+    for name in names if (out / "checkpoints").is_dir() else (*names, "checkpoints"):
+        if os.path.lexists(out / name):
+            raise SystemExit(f"{out} holds a {name}, but no checkpoint to go on from: give another --out")
 
 
 def load_newest(out, model, scaler, first=True):
@@ -197,9 +217,11 @@ def save_run(out, keep, model, optimizer, tokenizer, scaler, history):
             old.unlink()
         save_model(model, tokenizer, out)
         return True
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         print(f"step {history.steps_done}: not saved: {error}")
         return False
+    except FloatingPointError as error:  # the last update broke the weights
+        raise SystemExit(f"step {history.steps_done}: {error}. {last_good(out)}") from None
 
 
 # ---- what is measured
@@ -305,8 +327,8 @@ def number(kind, least, below=LARGEST):
                 return kind(text)
         except ValueError:
             pass
-        bounds = f"at least {least}" + f" and below {below:,}" * (below < LARGEST)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole' * (kind is int)} number of {bounds}")
+        whole = "whole " * (kind is int)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {whole}number of at least {least} and below {below:,}")
 
     return parse
 
@@ -314,8 +336,8 @@ def number(kind, least, below=LARGEST):
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a folder that prepare_corpus.py wrote")
-    add("--out", type=Path, required=True, help="the folder of this run")
+    add("--data", type=folder_name, required=True, help="a folder that prepare_corpus.py wrote")
+    add("--out", type=folder_name, required=True, help="the folder of this run")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out; start if there is none")
     add("--model", choices=GPT2_CONFIGS, help="one of GPT-2's sizes; or give --layers, --heads and --width")
     add("--layers", type=number(int, 1))
@@ -387,11 +409,8 @@ def locked(out):
 
 def write_file(file, content):
     """Write a file atomically. Raises OSError that names it."""
-    try:
-        with write_atomically(file) as part:
-            part.write_bytes(content)
-    except OSError as error:
-        raise OSError(f"{file} could not be written ({error})") from None
+    with write_atomically(file) as part:
+        part.write_bytes(content)
 
 
 def note_settings(args, config, manifest):
@@ -433,7 +452,8 @@ def tidy(out, steps_done):
 def open_corpus(args):
     """(manifest, tokenizer, configuration of the model, windows of training and validation), or SystemExit."""
     try:
-        manifest, tokenizer = read_manifest(args.data), load_tokenizer(args.data / "tokenizer")
+        manifest, folder = read_manifest(args.data), args.data / "tokenizer"
+        tokenizer = with_end_of_text(load_tokenizer(folder), folder)
         config = model_config(args, tokenizer.n_vocab)
         windows = [Windows(open_shards(args.data, split), config.context_length, args.seed, split)
                    for split in ("train", "validation")]  # fmt: skip
@@ -458,7 +478,7 @@ def build(args, config, processes):
     model.to(device)
     if args.recompute:
         recompute_blocks(model)
-    module = wrap(model, processes, args.fsdp, args.compile)
+    module = wrap(model, processes, args.batch, args.fsdp, args.compile)
     optimizer = build_optimizer(model, args.optimizer, args.lr, args.weight_decay)
     if optimizer_state:
         try:
@@ -491,8 +511,7 @@ def run_steps(args, processes, run, tokenizer, train_windows, val_windows, total
             try:
                 loss, _, norm = training_step(run.module, batches, loss_fn, run.optimizer, run.scaler, clip)
             except FloatingPointError as error:
-                good = newest_whole(args.out) or "none yet"
-                raise SystemExit(f"step {step + 1}: {error}. The last good checkpoint: {good}") from None
+                raise SystemExit(f"step {step + 1}: {error}. {last_good(args.out)}") from None
             due = first and time.monotonic() - saved_at > 60 * args.checkpoint_minutes
             loss, stopping, due = processes.total(loss / world, len(stop), due)
             speed = args.tokens_per_step / (time.perf_counter() - started)
@@ -505,9 +524,8 @@ def run_steps(args, processes, run, tokenizer, train_windows, val_windows, total
             if history.steps_done % args.eval_every == 0 or last:
                 total, count = processes.total(mean_loss(run.module, val_batches, call), 1)
                 if not np.isfinite(total):  # this step's update broke the weights, and nothing is saved of them
-                    good = newest_whole(args.out) or "none yet"
                     raise SystemExit(f"step {step + 1}: the validation loss is {total / count}; a smaller rate may "
-                                     f"help. The last good checkpoint: {good}")  # fmt: skip
+                                     f"help. {last_good(args.out)}")  # fmt: skip
                 history.add_entry(total / count)
                 entry |= {"val_loss": round(total / count, 6), "memory_mb": (peak_memory(device) or 0) // 2**20}
             bar.update()
@@ -545,9 +563,8 @@ def pretrain(args, processes, until_the_end):
         until_the_end.enter_context(locked(args.out))
     if checkpoints_in(args.out) and not args.resume:
         raise SystemExit(f"{args.out} already holds a run: --resume goes on with it, another --out starts anew")
-    for name in FOLDER_OF_A_MODEL if not checkpoints_in(args.out) else ():
-        if (args.out / name).exists():
-            raise SystemExit(f"{args.out} holds a {name}, but no checkpoint to go on from: give another --out")
+    if not checkpoints_in(args.out):
+        refuse_strangers(args.out)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # for the products that stay in float32
     run = build(args, config, processes)
@@ -562,7 +579,13 @@ def pretrain(args, processes, until_the_end):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    processes = Processes()
+    with contextlib.suppress(AttributeError):  # names of any script on a terminal of any kind
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        processes = Processes()
+        describe(processes.device)  # LLM_DTYPE and LLM_SCALE are read before anything is made
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     try:
         with (
             contextlib.redirect_stdout(sys.stdout if processes.rank == 0 else io.StringIO()),
@@ -571,6 +594,9 @@ def main(argv=None):
             pretrain(args, processes, until_the_end)
     except OSError as error:
         raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         processes.close()
 

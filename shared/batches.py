@@ -9,15 +9,18 @@ class TokenDataset(Dataset):
     """Windows of `context_length` tokens and the same windows one token later: what to read and what to predict.
 
     Window i starts at token i * stride; item i is (inputs, targets), each [T] int64. The last tokens that do not fill
-    a window are left out. Raises ValueError when the text has too few tokens for one window.
+    a window are left out. Raises ValueError for what are no ids, and when there are too few for one window.
     """
 
     def __init__(self, token_ids, context_length, stride=None):
-        self.ids = torch.as_tensor(token_ids, dtype=torch.long)
+        ids = torch.as_tensor(token_ids)
+        if ids.dim() != 1 or len(ids) and not torch.can_cast(ids.dtype, torch.long):
+            raise ValueError(f"token_ids is {list(ids.shape)} of {ids.dtype}; it must be one row of whole numbers")
+        self.ids = ids.long()
         self.context_length = context_length
         self.stride = context_length if stride is None else stride
-        if context_length < 1 or self.stride < 1:
-            raise ValueError(f"context_length ({context_length}) and stride ({self.stride}) must be at least 1")
+        if not all(type(n) is int and n >= 1 for n in (context_length, self.stride)):
+            raise ValueError(f"context_length ({context_length}) and stride ({self.stride}) must be ints, at least 1")
         if len(self.ids) <= context_length:
             raise ValueError(
                 f"the text has {len(self.ids)} tokens; one window of context_length {context_length} and its targets "

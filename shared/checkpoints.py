@@ -5,8 +5,7 @@
     model, tokenizer = load_model("my_gpt")
     python -m shared.checkpoints my_gpt --gguf my_gpt.gguf
 
-Weights are read from safetensors files only, never from a pickle, which could run code. The names and settings of one
-architecture stand in its own module.
+Weights are read from safetensors files only, never from a pickle, which could run code.
 """
 
 import argparse
@@ -71,9 +70,8 @@ def find_tensors(files):
 def load_weights(model, files, from_published, extra=()):
     """An `empty_model` with the weights of the safetensors `files`, in float32, on the CPU, in eval mode.
 
-    Its tensors lie in the memory-mapped files: nothing is read before it is used, nothing is held twice, and what
-    training changes is copied page by page. So a file must not be written to while the model lives (replacing it is
-    fine). `from_published`: the architecture's function. `extra` names tensors that may stand beside the model's.
+    Its tensors lie in the memory-mapped files, and what training changes is copied page by page: a file must not be
+    written to while the model lives (replacing it is fine). `extra` names tensors that may stand beside the model's.
     """
     tensors, weights = from_published(find_tensors(files), model.state_dict()), {}
     check_tensors(tensors, model, files, extra)
@@ -107,8 +105,7 @@ def check_tensors(tensors, model, files, extra=()):
 
 
 def load_gpt2(name="gpt2"):
-    """GPT-2 as published (Radford et al. 2019): (GPTModel, tiktoken.Encoding). Raises ValueError for a name that is not
-    in `GPT2_CONFIGS`, shared.data.DownloadError where it is not available."""
+    """GPT-2 as published (Radford et al. 2019): (GPTModel, tiktoken.Encoding). Raises ValueError or DownloadError."""
     if name not in gpt.GPT2_CONFIGS:
         raise ValueError(f"there is no GPT-2 called {name!r}; there are {', '.join(gpt.GPT2_CONFIGS)}")
     weights, *bpe = (data.fetch(part, sample_ok=False) for part in (f"{name}_weights", "gpt2_vocab", "gpt2_encoder"))
@@ -130,18 +127,17 @@ def load_base(path=None, size="gpt2"):
             return load_gpt2(size)
         except data.DownloadError as error:
             print(f"GPT-2 is not available ({str(error).splitlines()[0]}): using the course base")
-    folder = path or COURSE_BASE
-    model, tokenizer = load_model(folder)
-    return model, with_end_of_text(tokenizer, folder)
+    model, tokenizer = load_model(path or COURSE_BASE)
+    return model, with_end_of_text(tokenizer, path or COURSE_BASE)
 
 
 def load_model(folder, extra=()):
     """The model in a Hugging Face folder and its tokenizer: (model in eval mode, tiktoken.Encoding or None).
 
     Reads config.json, model.safetensors (or its numbered parts), and vocab.json with merges.txt (or tokenizer.json).
-    Rows of the embedding (and of an untied head) beyond the tokenizer's ids, often put there to round the number up,
-    are left out: the model must not choose what no text belongs to. `extra` names tensors that belong to something
-    else, such as a classifier. Raises FileNotFoundError or ValueError, naming the file or the tensor.
+    Rows of the embedding (and of an untied head) beyond the tokenizer's ids are left out: no text belongs to them.
+    `extra` names tensors that belong to something else, such as a classifier. Raises FileNotFoundError or ValueError,
+    naming the file or the tensor.
     """
     folder = Path(folder)
     settings, files = open_folder(folder)
@@ -158,8 +154,8 @@ def load_model(folder, extra=()):
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}")
     model = load_weights(empty_model(config), files, module.from_published, extra)
     if tokenizer is not None and tokenizer.n_vocab < config.vocab_size:
-        cut = empty_model(replace(config, vocab_size=tokenizer.n_vocab))
-        model = load_weights(cut, files, module.from_published, extra)
+        cut = replace(config, vocab_size=tokenizer.n_vocab)
+        model = load_weights(empty_model(cut), files, module.from_published, extra)
     return model, tokenizer
 
 
@@ -177,14 +173,13 @@ def open_folder(folder):
 def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, settings=None):
     """Write `model` and `tokenizer` (a tiktoken.Encoding, or None) as a folder that `transformers` loads.
 
-    The numbers keep their dtype. `chat_template` (Jinja) goes into tokenizer_config.json. A classifier adds tensors of
-    its own, `extra` {name: tensor}, and `settings` for config.json. Every file is at each moment whole, the old one or
-    the new one; a link is replaced, not followed. Raises OSError where the folder cannot be written, ValueError for a
-    tokenizer not of GPT-2's kind, or none where one is, and for a model with other tensors than a plain one.
+    `chat_template` (Jinja) goes into tokenizer_config.json. A classifier adds tensors of its own, `extra`, and
+    `settings` for config.json. Files are written atomically. Raises OSError where they cannot, ValueError for a
+    tokenizer not of GPT-2's kind, or none where one is, and as `publish` does.
     """
     if tokenizer is None and has_tokenizer(Path(folder)):  # they would be read as one
         raise ValueError(f"{folder} holds a tokenizer, and this model comes without one: choose another folder")
-    (tensors, config), bpe, eos = publish(model), tokenizer and from_tiktoken(tokenizer), None
+    (tensors, config), bpe, eos = publish(model, tokenizer), tokenizer and from_tiktoken(tokenizer), None
     with write_together(folder) as aside:
         try:
             save_file(tensors | (extra or {}), aside / "model.safetensors", {"format": "pt"})
@@ -203,12 +198,17 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
         Path(folder, stale).unlink(missing_ok=True)
 
 
-def publish(model):
+def publish(model, tokenizer=None):
     """What model.safetensors and config.json hold of `model`: ({published name: tensor}, {key: value}).
 
-    Raises ValueError, naming a tensor, where it has others than a plain model with its config, as with an adapter.
+    Raises ValueError for a tensor that is not finite or not a plain model's, and for a tokenizer with more tokens.
     """
-    module, _ = architecture_of(model.config)
+    module, n_vocab = architecture_of(model.config)[0], model.config.vocab_size
+    if tokenizer is not None and tokenizer.n_vocab > n_vocab:
+        raise ValueError(f"the model to be saved has {n_vocab} tokens, its tokenizer {tokenizer.n_vocab}")
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the model to be saved: {name} is not finite, so its weights are damaged")
     check_tensors(model.state_dict(), empty_model(model.config), ["the model to be saved"])
     dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
     return module.to_published(model), module.config_to_json(model.config) | {"dtype": dtype}
@@ -220,7 +220,7 @@ def save_gguf(model, tokenizer, file):
 
     if tokenizer is None:
         raise ValueError(f"{file}: there is no tokenizer, and a GGUF file holds one")
-    write_gguf(file, tokenizer.name, model.config, publish(model)[0], from_tiktoken(tokenizer))
+    write_gguf(file, tokenizer.name, model.config, publish(model, tokenizer)[0], from_tiktoken(tokenizer))
 
 
 def _write_json(file, content):

@@ -131,18 +131,21 @@ def as_histories(tokens, vocab_size):
 
     Raises ValueError for an empty prompt and for an id outside the vocabulary, such as a letter of a text.
     """
-    histories = tokens.tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
-    if histories and not isinstance(histories[0], (list, torch.Tensor)):
+
+    def plain(ids):  # as Python's own lists and numbers
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        return [plain(i) for i in ids] if isinstance(ids, (list, tuple, range)) else ids
+
+    histories = plain(tokens)
+    histories = histories if isinstance(histories, list) else [histories]
+    if not all(isinstance(row, list) for row in histories):
         histories = [histories]
-    histories = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in histories]
-    for i, row in enumerate(histories):
+    for i, row in enumerate(histories or [[]]):
         if not row:
             raise ValueError(f"prompt {i} is empty: give at least one token, for example <|endoftext|>")
-        wrong = [token for token in row if isinstance(token, (str, float)) or not 0 <= token < vocab_size]
-        if wrong:
-            raise ValueError(f"prompt {i} holds token {wrong[0]!r}; the model's vocabulary has {vocab_size} tokens")
-    if not histories:
-        raise ValueError("there is no prompt: give at least one token, for example <|endoftext|>")
+        for token in row:
+            if type(token) is not int or not 0 <= token < vocab_size:
+                raise ValueError(f"prompt {i} holds token {token!r:.50}; the model's tokens are 0 to {vocab_size - 1}")
     return histories
 
 
@@ -159,6 +162,10 @@ def stream(model, tokens, max_new_tokens, *, eos_id=None, n_vocab=None, use_cach
     histories = as_histories(tokens, model.config.vocab_size)
     if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it must be an int, at least 0")
+    if n_vocab is not None and (type(n_vocab) is not int or n_vocab < 1):
+        raise ValueError(f"n_vocab is {n_vocab!r}; it must be an int, at least 1")
+    if eos_id is not None and eos_id not in range(model.config.vocab_size):
+        raise ValueError(f"eos_id is {eos_id!r}; the model's tokens are 0 to {model.config.vocab_size - 1}")
     rows, choices, new = list(range(len(histories))), [Sampling(**settings)] * len(histories), None
     cache = KVCache(model, len(rows), max(map(len, histories)) + max_new_tokens) if use_cache else None
     done, was_training = [False] * len(rows), model.training

@@ -40,16 +40,6 @@ class History:
         self.recent_losses = []
 
 
-def unshared(model):
-    """The model's state by name, each tensor once: of tied weights only the first name stays."""
-    seen, tensors = set(), {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor
-    return tensors
-
-
 def checksum(tensors, state):
     """SHA-256 of a run's tensors (with names, formats and shapes) and of its `state`, a string."""
     digest = hashlib.sha256(state.encode())
@@ -62,11 +52,11 @@ def checksum(tensors, state):
 def save_state(file, model, optimizer=None, scaler=None, history=None):
     """Write all that a run needs to go on into one safetensors file: weights, optimizer, random state, history.
 
-    Written atomically, with a checksum of its contents. Raises OSError, naming the file, where it cannot be written;
-    an older one is then untouched.
+    Written atomically, with a checksum of its contents. Raises FloatingPointError for numbers that are not finite, with
+    which no run can go on, and OSError, naming the file, where it cannot be written; an older one is then untouched.
     """
     file = Path(file)
-    tensors = {f"model.{name}": tensor for name, tensor in unshared(model).items()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}  # tied weights under one name
     state = {"config": asdict(model.config), "history": asdict(history or History())}
     if optimizer is not None:
         optimizer_state = optimizer.state_dict()
@@ -75,6 +65,9 @@ def save_state(file, model, optimizer=None, scaler=None, history=None):
             tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} is not finite: it is not saved, an older {file} is untouched")
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -110,17 +103,19 @@ def read_state(file):
 def load_state(file, model, optimizer=None, scaler=None):
     """Read what `save_state` wrote into `model` (and optimizer, scaler, random state); returns the `History`.
 
-    Raises FileNotFoundError when there is none, ValueError when the file is damaged or of another configuration;
-    then nothing has been changed.
+    Raises FileNotFoundError when there is none, ValueError when the file is damaged, of another configuration or lacks
+    the optimizer's state; then nothing has been changed.
     """
     tensors, state = read_state(file)
     ours = asdict(model.config)
     differ = [f"{k} {state['config'].get(k)} (here {v})" for k, v in ours.items() if state["config"].get(k) != v]
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    shapes = {name: tuple(tensor.shape) for name, tensor in unshared(model).items()}
-    if differ or {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    if differ or {name: tensor.shape for name, tensor in weights.items()} != shapes:
         raise ValueError(f"{file} belongs to another model: {', '.join(differ) or 'other layers'}")
-    if optimizer is not None and "param_groups" in state:
+    if optimizer is not None:
+        if "param_groups" not in state:
+            raise ValueError(f"{file} holds no state of an optimizer: it was saved without one")
         values = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -131,7 +126,7 @@ def load_state(file, model, optimizer=None, scaler=None):
             group |= {k: tuple(v) for k, v in group.items() if isinstance(v, list) and k != "params"}
         optimizer.load_state_dict({"state": values, "param_groups": groups})
     model.load_state_dict(weights, strict=False)  # a tied head is stored once
-    if scaler is not None and "scaler" in state:
+    if scaler is not None and state.get("scaler"):  # {} of a run in another number format
         scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():

@@ -25,7 +25,7 @@ def get_device():
     if wanted:
         try:
             device = torch.device(wanted)
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # which "meta" cannot give
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             if "Expected one of" in reason:  # twenty names follow

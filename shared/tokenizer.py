@@ -100,6 +100,8 @@ class BPETokenizer:
     """
 
     def __init__(self, merges=(), special_tokens=()):
+        if isinstance(special_tokens, str) or not all(special_tokens) or len({*special_tokens}) < len(special_tokens):
+            raise ValueError(f"special_tokens is {special_tokens!r}; it must be a list of different names, none empty")
         self.tokens = [bytes([b]) for b in byte_to_char()]  # id -> bytes
         self.byte_ids = {token[0]: i for i, token in enumerate(self.tokens)}
         self.merges = {}  # (left id, right id) -> merged id; a smaller id was learned earlier
@@ -120,15 +122,15 @@ class BPETokenizer:
         Nothing is learned from the names of the special tokens. Raises ValueError for an empty text or a `vocab_size`
         too small for the bytes and the special tokens.
         """
-        n_merges = vocab_size - 256 - len(special_tokens)
-        if n_merges < 0:
-            raise ValueError(f"vocab_size is {vocab_size}; bytes and special tokens need {256 + len(special_tokens)}")
+        least = BPETokenizer(special_tokens=special_tokens).n_vocab
+        if type(vocab_size) is not int or vocab_size < least:
+            raise ValueError(f"vocab_size is {vocab_size!r}; bytes and special tokens need an int of at least {least}")
         if not text:
             raise ValueError("the training text is empty")
         parts = [part for part in split_special(valid_unicode(text), special_tokens) if part not in special_tokens]
         pieces = Counter(piece for part in parts for piece in regex.findall(GPT2_SPLIT, part))
         words = [[self.byte_ids[b] for b in piece.encode("utf-8")] for piece in pieces]
-        self.__init__(learn_merges(words, list(pieces.values()), n_merges), special_tokens)
+        self.__init__(learn_merges(words, list(pieces.values()), vocab_size - least), special_tokens)
         return self
 
     def encode(self, text, allowed_special=()):
@@ -137,7 +139,9 @@ class BPETokenizer:
         Raises ValueError for any other special token in the text, as tiktoken does: text from outside must not be
         able to end a document. Use `encode_ordinary` where their names are meant as plain characters.
         """
-        allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
+        allowed = self.special_tokens.keys() if allowed_special == "all" else allowed_special
+        if isinstance(allowed, str) or not {*allowed} <= self.special_tokens.keys():
+            raise ValueError(f"allowed_special is {allowed!r}; it must be 'all' or some of {[*self.special_tokens]}")
         for token in self.special_tokens:
             if token in text and token not in allowed:
                 raise ValueError(f"the text contains the special token {token!r}: allow it, or use encode_ordinary")

@@ -33,11 +33,11 @@ def learning_rate(step, total_steps, peak, warmup_steps=0, final=0.0):
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def check_bounds(least, **values):
-    """Raises ValueError for a value that is below `least`, infinite or not a number; None stands for no value."""
+def check_bounds(least, kind, **values):
+    """Raises ValueError for a value that is no `kind` of number (int, or float), below `least`, infinite or NaN."""
     for name, value in values.items():
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be a finite number of at least {least}")
+        if not isinstance(value, (int, kind)) or not least <= value < math.inf:
+            raise ValueError(f"{name} is {value!r}; it must be a finite {kind.__name__} of at least {least}")
 
 
 def train(
@@ -53,16 +53,15 @@ def train(
     was learned. A loss or gradient that is not finite raises FloatingPointError before it can harm the weights;
     settings that make no sense raise ValueError.
     """
-    check_bounds(0, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps, weight_decay=weight_decay)
-    check_bounds(1, accumulate=accumulate, eval_every=eval_every)
+    check_bounds(0, float, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps, weight_decay=weight_decay)
+    check_bounds(0, int, epochs=epochs)
+    check_bounds(1, int, accumulate=accumulate, eval_every=eval_every)
     if resume and checkpoint is None:
         raise ValueError("`resume` needs `checkpoint`, the file of the run")
     total_steps = epochs * (len(train_loader) // accumulate)
     if total_steps < 1:
         raise ValueError(f"nothing to train: {epochs} epochs of {len(train_loader)} batches, {accumulate} to a step")
     device = next(model.parameters()).device
-    for parameter in model.parameters():  # GPT-2's files give transposed views; a step is faster on copies in order
-        parameter.data = parameter.data.contiguous()
     optimizer = make_optimizer(model, lr, weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(device) == torch.float16)
     history = load_state(checkpoint, model, optimizer, scaler) if resume else History()

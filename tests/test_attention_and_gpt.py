@@ -173,7 +173,8 @@ def test_model_refuses_bad_input():
         model(torch.tensor([[-1]]))
     with pytest.raises(ValueError, match="no tokens"):
         model(torch.zeros(1, 0, dtype=torch.long))
-    for bad in ({"vocab_size": 0}, {"drop_rate": 1.0}, {"n_layers": -1}):
+    for bad in ({"vocab_size": 0}, {"drop_rate": 1.0}, {"n_layers": -1}, {"context_length": 4.0}, {"n_heads": True},
+                {"emb_dim": float("nan")}, {"drop_rate": float("nan")}, {"vocab_size": "9"}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(bad))):
             GPTConfig(**{"vocab_size": 9, "context_length": 4, "emb_dim": 8, "n_heads": 2, "n_layers": 1} | bad)
 

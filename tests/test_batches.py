@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +36,25 @@ def test_loader_order_is_fixed_by_its_seed():
 def test_too_short_texts_are_refused(ids, length):
     with pytest.raises(ValueError, match=str(length)):
         TokenDataset(ids, length)
+
+
+@pytest.mark.parametrize("ids", [[1.0] * 9, [float("nan")] * 9, torch.rand(9), np.ones(9, np.float16), [1 + 2j] * 9,
+                                 [[1, 2, 3]] * 9, torch.ones(9, 9).long(), 7])  # fmt: skip
+def test_what_are_no_ids_is_refused(ids):
+    with pytest.raises(ValueError, match=r"token_ids is \[.*\] of torch.*; it must be one row of whole numbers"):
+        create_dataloader(ids, 2, 1)
+
+
+@pytest.mark.parametrize("ids", [range(9), tuple(range(9)), np.arange(9, dtype=np.uint16), torch.arange(9).int()])
+def test_ids_come_in_any_whole_numbers(ids):
+    inputs, targets = TokenDataset(ids, 4)[1]
+    assert inputs.tolist() == [4, 5, 6, 7] and targets.dtype == torch.long
+
+
+@pytest.mark.parametrize(("length", "stride"), [(1.5, 1), (float("nan"), 1), (4, 0), (4, -1), (4, 2.0), ("4", 1)])
+def test_lengths_that_are_no_whole_numbers_are_refused(length, stride):
+    with pytest.raises(ValueError, match="must be ints, at least 1"):
+        TokenDataset(range(20), length, stride)
 
 
 def test_too_large_batch_is_refused():

@@ -795,6 +795,31 @@ def test_a_head_that_is_no_longer_tied_is_not_saved(tmp_path):
     assert_close(load_model(tmp_path / "new")[0](TOKENS), model(TOKENS), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["token_embedding.weight", "blocks.1.norm2.bias"])
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_damaged_weights_do_not_take_the_place_of_good_ones(folder, bpe, name, number):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    model = make()
+    with torch.no_grad():
+        model.get_parameter(name)[3] = number
+    for save in (lambda: save_model(model, bpe.to_tiktoken("x"), folder),
+                 lambda: checkpoints.save_gguf(model, bpe.to_tiktoken("x"), folder / "a.gguf")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"the model to be saved: {name} is not finite"):
+            save()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_not_saved(folder):
+    """The folder could not be read again, and what was there before would be gone."""
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    larger = BPETokenizer(special_tokens=[f"<{i}>" for i in range(CONFIG.vocab_size)]).to_tiktoken("x")
+    for save in (lambda: save_model(make(), larger, folder),
+                 lambda: checkpoints.save_gguf(make(), larger, folder / "a.gguf")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"has {CONFIG.vocab_size} tokens, its tokenizer {larger.n_vocab}"):
+            save()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 def test_what_is_no_known_model_is_not_saved(tmp_path, bpe):
     model = make()
     with pytest.raises(ValueError, match="the model to be saved.*lacks .* and has unknown gpt.blocks.0"):

@@ -347,6 +347,21 @@ def test_bad_input_is_counted_and_the_rest_is_kept(make, tmp_path):
     assert not (folder / "state.db").exists()
 
 
+def test_a_tokenizer_in_a_source_is_no_text(make, tmp_path, capsys):
+    """So a corpus may lie within its source: the same command, given again, says that it is done."""
+    source = tmp_path / "texts"
+    source.mkdir()
+    write_jsonl(source / "a.jsonl", TEXTS[:30])
+    (source / "merges.txt").write_text(TEXTS[31], encoding="utf-8")  # not beside a vocab.json
+    command = ["--source", str(source), "--out", str(source / "corpus"), "--train-tokenizer", "300", "--workers", "1"]
+    for _ in range(2):
+        assert pipeline.main(command) == 0
+    assert "corpus is complete" in capsys.readouterr().out
+    assert sorted(documents_in(source / "corpus")) == sorted([*TEXTS[:30], TEXTS[31]])
+    files, _ = corpus_input.find_files([source])
+    assert [file.name for file in files] == ["texts/a.jsonl", "texts/merges.txt"]
+
+
 def test_a_line_without_end_is_not_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_input, "LONGEST_RECORD", 2**20)
     with gzip.open(tmp_path / "a.jsonl.gz", "wb", 1) as file:
@@ -953,7 +968,7 @@ def test_utf16_is_named(make, tmp_path, encoding):
     folder = make(tmp_path / "a.txt", tmp_path / "b.jsonl", write_jsonl(tmp_path / "c.jsonl", TEXTS[:20]))
     assert sorted(documents_in(folder)) == sorted(TEXTS[:20])
     report = json.loads((folder / "report.json").read_text())
-    assert sum("it is UTF-16 text; only UTF-8 is read" in problem for problem in report["problems"]) == 2
+    assert sum("it is UTF-16; save it as UTF-8" in problem for problem in report["problems"]) == 2
 
 
 # --- kill and resume --------------------------------------------------------------------------------------------------

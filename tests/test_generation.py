@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -182,8 +183,12 @@ def test_rows_of_unequal_length_under_autocast(model):
 
 def test_prompt_forms_agree(model):
     expected = generate(model, torch.tensor([[1, 2, 3]]), 5)
-    for form in ([1, 2, 3], torch.tensor([1, 2, 3]), [[1, 2, 3]], [torch.tensor([1, 2, 3])]):
+    arrays = np.array([1, 2, 3]), np.array([[1, 2, 3]], dtype=np.uint16), [np.int64(1), np.int64(2), torch.tensor(3)]
+    for form in ([1, 2, 3], torch.tensor([1, 2, 3]), [[1, 2, 3]], [torch.tensor([1, 2, 3])], (1, 2, 3), [(1, 2, 3)],
+                 range(1, 4), *arrays):  # fmt: skip
         assert torch.equal(generate(model, form, 5), expected)
+    assert torch.equal(generate(model, torch.tensor(5), 5), generate(model, [5], 5))
+    assert torch.equal(generate(model, [(1, 2), (3,)], 5), generate(model, [[1, 2], [3]], 5))
 
 
 def test_bad_settings_are_refused(model):
@@ -193,10 +198,14 @@ def test_bad_settings_are_refused(model):
         generate(model, [1], 2, topk=3)
 
 
-@pytest.mark.parametrize(("prompt", "named"), [([], "no prompt"), ([[]], "empty"), ([[1], []], "prompt 1 is empty"),
-                                               ([101], "101"), ([[-1]], "-1"), ("text", "token 't'"),
+@pytest.mark.parametrize(("prompt", "named"), [([], "0 is empty"), ([[]], "empty"), ([[1], []], "prompt 1 is empty"),
+                                               ([101], "101"), ([[-1]], "-1"), ("text", "token 'text'"),
                                                (["text"], "token 'text'"), ([[1, 2.5]], "token 2.5"),
-                                               (torch.tensor([1.0]), "token 1.0")])  # fmt: skip
+                                               (torch.tensor([1.0]), "token 1.0"), ([True], "token True"),
+                                               (torch.tensor([[1], [0]]) > 0, "token True"), (None, "token None"),
+                                               ([1.0], "token 1.0"), ([float("nan")], "token nan"), ({1}, "token {1}"),
+                                               ([1, [2]], r"token \[2\]"), ([[[1]]], r"token \[1\]"),
+                                               ([2**70], "are 0 to 100")])  # fmt: skip
 def test_bad_prompts_are_refused(model, prompt, named):
     with pytest.raises(ValueError, match=named):
         generate(model, prompt, 2)
@@ -209,6 +218,14 @@ def test_negative_length_is_refused_and_large_top_k_means_all(model):
     one, other = (generate(model, [1], 9, temperature=1.0, top_k=k, generator=torch.Generator().manual_seed(5))
                   for k in (None, 10**6))  # fmt: skip
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("n_vocab", 0), ("n_vocab", -1), ("n_vocab", 50.0), ("n_vocab", "50"),
+                                             ("eos_id", -1), ("eos_id", 101), ("eos_id", 2.5), ("eos_id", "2"),
+                                             ("eos_id", float("nan"))])  # fmt: skip
+def test_a_vocabulary_or_an_end_that_there_is_not_is_refused(model, name, wrong):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {wrong!r}; ")):
+        generate(model, [1], 2, **{name: wrong})
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3])

@@ -74,10 +74,10 @@ def test_gguf_leaves_links_and_older_files(tmp_path, folder, capsys, monkeypatch
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     assert checkpoints.main([str(folder), "--gguf", str(tmp_path / "my.gguf")]) == 1
-    assert "my.gguf could not be written ([Errno 28] No space left on device" in capsys.readouterr().out
+    assert f"[Errno 28] No space left on device: '{tmp_path / 'my.gguf'}'" in capsys.readouterr().out
     assert (tmp_path / "my.gguf").read_bytes() == whole and sorted(os.listdir(tmp_path)) == after
     assert checkpoints.main([str(folder), "--gguf", str(tmp_path / "no/such/folder/my.gguf")]) == 1
-    assert "my.gguf could not be written" in capsys.readouterr().out
+    assert f"No such file or directory: '{tmp_path / 'no/such/folder/my.gguf'}'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])

@@ -10,6 +10,7 @@ import sys
 import time
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,14 +236,30 @@ def test_the_state_of_the_optimizer_goes_on_where_it_was(name):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("device", "number_format", "compiled", "expected"), [
-    ("cpu", "bfloat16", False, chunked_loss), ("cpu", "bfloat16", True, next_token_loss),
-    ("cpu", "float32", False, next_token_loss), ("cuda", "bfloat16", False, next_token_loss),
-])  # fmt: skip
-def test_the_loss_is_the_one_that_is_fast_there(monkeypatch, device, number_format, compiled, expected):
-    dtype = torch.bfloat16 if number_format == "bfloat16" else None
-    monkeypatch.setattr(pretrain_processes, "autocast_dtype", lambda device: dtype)
-    assert pretrain_processes.choose_loss(torch.device(device), compiled) is expected
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_logits_that_would_take_a_quarter_of_the_memory_come_in_chunks(monkeypatch, device):
+    """GPT-2's of 8 windows take 4.94 GB, three times 8 * 1024 * 50257 numbers of four bytes."""
+    for gigabytes, expected in ((19.7, chunked_loss), (19.8, next_token_loss)):
+        card = SimpleNamespace(total_memory=gigabytes * 1e9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        pages = {"SC_PHYS_PAGES": gigabytes * 1e9 / 4096, "SC_PAGE_SIZE": 4096}
+        monkeypatch.setattr(os, "sysconf", pages.get, raising=False)
+        assert pretrain_processes.choose_loss(torch.device(device), GPT2_CONFIGS["gpt2"], 8) is expected
+
+
+def test_a_muon_of_another_kind_is_refused(corpus, tmp_path):
+    muon = ["--optimizer", "muon", "--tokens", "512"]
+    run(corpus, tmp_path / "run", *muon)
+    model = GPTModel(GPTConfig(320, 32, 32, 2, 2, drop_rate=0.1))
+    [file] = pretrain.checkpoints_in(tmp_path / "run")
+    state = {}
+    history = pretrain.load_state(file, model, SimpleNamespace(load_state_dict=state.update))
+    for values in state["state"].values():
+        if "momentum" in values:  # as torch.optim.Muon calls it
+            values["momentum_buffer"] = values.pop("momentum")
+    pretrain.save_state(file, model, SimpleNamespace(state_dict=lambda: state), None, history)
+    with pytest.raises(SystemExit, match="the checkpoint is of another optimizer .*keeps momentum_buffer"):
+        run(corpus, tmp_path / "run", *muon[:2], "--tokens", "1024", "--resume")
 
 
 # ---- runs
@@ -399,7 +416,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
         loss = next_token_loss(model, inputs, targets)
         return loss * (float("nan") if sum(calls) == 7 * 4 + 1 else 1.0)  # in step 8
 
-    monkeypatch.setattr(pretrain_processes, "choose_loss", lambda device, compiled: broken)
+    monkeypatch.setattr(pretrain_processes, "choose_loss", lambda *args: broken)
     with pytest.raises(SystemExit, match="step 8: the loss is nan.*step_00000006"):
         run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
     assert pretrain.read_metrics(tmp_path / "run")[-1]["step"] == 7
@@ -412,6 +429,25 @@ def test_weights_that_the_last_update_broke_are_not_saved(corpus, tmp_path, step
     with pytest.raises(SystemExit, match="step 1: the validation loss is nan.*: none yet"):
         run(corpus, tmp_path / "run", *options, "--tokens", str(512 * steps))
     assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_weights_that_broke_since_the_last_evaluation_are_not_saved_by_the_clock(corpus, tmp_path, monkeypatch):
+    step, steps = pretrain.training_step, []
+
+    def breaking(module, *args):
+        result = step(module, *args)
+        steps.append(1)
+        if len(steps) == 3:
+            with torch.no_grad():
+                module.model.final_norm.bias[3] = float("inf")
+        return result
+
+    monkeypatch.setattr(pretrain, "training_step", breaking)
+    message = "step 3: model.final_norm.bias is not finite.* The last good checkpoint: .*step_00000002"
+    with pytest.raises(SystemExit, match=message):
+        run(corpus, tmp_path / "run", "--checkpoint-minutes", "0")
+    assert pretrain.checkpoints_in(tmp_path / "run")[-1].name == "step_00000002.safetensors"
+    assert all(p.isfinite().all() for p in load_model(tmp_path / "run")[0].parameters())
 
 
 def test_a_full_disk_in_between_does_not_stop_a_run_and_at_the_end_says_so(corpus, tmp_path, monkeypatch, capsys):
@@ -444,19 +480,29 @@ def test_a_full_disk_costs_lines_and_pictures_but_not_the_run(unbroken, corpus, 
         run(corpus, out)
         settings = (out / "settings.json").read_bytes()
         resource.setrlimit(resource.RLIMIT_FSIZE, (20, most))
-        with pytest.raises(SystemExit, match="settings.json could not be written .*File too large"):
+        with pytest.raises(SystemExit, match="File too large: .*settings.json"):
             run(corpus, out, "--resume")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
     said = capsys.readouterr().out
     assert said.count("not noted in") == 4 and "metrics.jsonl: [Errno 27] File too large" in said
-    assert "step 5: " in said and "samples.txt could not be written" in said
+    assert "step 5: [Errno 27] File too large: '" in said and "samples.txt'" in said
     assert [entry["step"] for entry in pretrain.read_metrics(out)] == [1, 2, 7, 8, 9, 10, 11, 12]
     assert (out / "samples.txt").read_text(encoding="utf-8").count("--- step") == 2
     assert (out / "settings.json").read_bytes() == settings
     assert torch.equal(tensors_of(out)[1]["model.final_norm.weight"],
                        tensors_of(unbroken)[1]["model.final_norm.weight"])  # fmt: skip
     run(corpus, out, "--resume")
+
+
+def test_ctrl_c_before_the_first_step_is_no_traceback(corpus, tmp_path, monkeypatch, capsys):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "verify_corpus", interrupted)  # it may take minutes
+    with pytest.raises(SystemExit) as end:
+        run(corpus, tmp_path / "run")
+    assert end.value.code == 130 and "--resume goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [b"", b'{"data": "d", "to', b"[]", b"\xff\xfe", b"[" * 100_000])
@@ -551,6 +597,35 @@ def test_numbers_out_of_bounds_are_refused(corpus, tmp_path, capsys, option, val
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("LLM_DEVICE", "toaster"), ("LLM_DEVICE", "meta"), ("LLM_DTYPE", "fp8"),
+                                             ("LLM_SCALE", "huge"), ("WORLD_SIZE", "many")])  # fmt: skip
+def test_an_environment_that_makes_no_sense_is_named(corpus, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=value):
+        run(corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_name_of_a_folder_is_not_the_one_where_we_are(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for options in (["--out", ""], ["--data", " "]):
+        with pytest.raises(SystemExit) as refusal:
+            run(corpus, tmp_path / "run", *options)
+        assert refusal.value.code == 2 and "is no name of a folder" in capsys.readouterr().err
+    for options in (["--source", "x", "--out", ""], ["--source", "", "--out", "o"], ["--merge", "", "--out", "o"]):
+        with pytest.raises(SystemExit) as refusal:
+            prepare_corpus.main(options)
+        assert refusal.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_where_checkpoints_belong_is_named_before_the_first_step(corpus, tmp_path):
+    (tmp_path / "checkpoints").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit, match="holds a checkpoints, but no checkpoint"):
+        run(corpus, tmp_path)
+    assert (tmp_path / "checkpoints").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_folder_that_cannot_be_used_is_named_and_left_alone(corpus, tmp_path):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     (tmp_path / "model").mkdir()
@@ -570,6 +645,23 @@ def test_files_of_another_model_are_not_overwritten(corpus, tmp_path, name):
     with pytest.raises(SystemExit, match=f"holds a {name}, but no checkpoint"):
         run(corpus, tmp_path)
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "metrics.jsonl", "samples.txt", "loss.png"])
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_notes_of_another_program_are_not_overwritten(corpus, tmp_path, name, options):
+    (tmp_path / name).write_text('{"config": "mine"}', encoding="utf-8")
+    with pytest.raises(SystemExit, match=f"holds a {name}, but no checkpoint"):
+        run(corpus, tmp_path, *options)
+    assert (tmp_path / name).read_text(encoding="utf-8") == '{"config": "mine"}'
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "pretrain.lock"])
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_may_begin_anew(unbroken, corpus, tmp_path):
+    for name in pretrain.NOTES:
+        shutil.copy(unbroken / name, tmp_path)
+    run(corpus, tmp_path, "--tokens", "512")
+    assert len(pretrain.read_metrics(tmp_path)) == 1
 
 
 def test_copies_of_checkpoints_are_the_users(unbroken, corpus, tmp_path):

@@ -92,6 +92,43 @@ def test_another_optimizer_is_refused_before_the_weights_are_changed(tmp_path):
     assert same_weights(model, make())
 
 
+def test_a_state_without_an_optimizer_does_not_start_one_anew_in_silence(tmp_path):
+    model, file = make(), tmp_path / "c.safetensors"
+    save_state(file, make(seed=5))
+    with pytest.raises(ValueError, match="c.safetensors holds no state of an optimizer"):
+        load_state(file, model, make_optimizer(model))
+    assert same_weights(model, make())
+
+
+def test_a_run_in_bfloat16_goes_on_in_float16_and_back(tmp_path):
+    """Only the second scales its gradients: from its own first scale on."""
+    file, model = tmp_path / "c.safetensors", make()
+    scalers = [torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True)]
+    for saved, loaded in (scalers, scalers[::-1]):
+        save_state(file, make(seed=5), None, saved)
+        load_state(file, model, None, loaded)
+    assert same_weights(model, make(seed=5)) and scalers[1].get_scale() == 65536
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["model.final_norm.bias", "optimizer.0.exp_avg"])
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path, where, number):
+    file, model = tmp_path / "c.safetensors", make()
+    optimizer = make_optimizer(model)
+    next_token_loss(model, IDS[None, :16], IDS[None, 1:17]).backward()
+    optimizer.step()
+    save_state(file, model, optimizer)
+    before = file.read_bytes()
+    with torch.no_grad():
+        if "optimizer" in where:
+            next(iter(optimizer.state.values()))["exp_avg"][0, 0] = number
+        else:
+            model.final_norm.bias[3] = number
+    with pytest.raises(FloatingPointError, match=f"{where} is not finite: it is not saved"):
+        save_state(file, model, optimizer)
+    assert file.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["c.safetensors"]
+
+
 def test_a_full_disk_harms_nothing(tmp_path, monkeypatch):
     file, model = tmp_path / "c.safetensors", make()
     save_state(file, model)

@@ -65,7 +65,8 @@ def test_float16_is_for_gpus(monkeypatch):
     assert runtime.autocast_dtype("cpu") is None  # what is computed on the CPU beside it stays in float32
 
 
-@pytest.mark.parametrize("name, value", [("LLM_DTYPE", "fp8"), ("LLM_SCALE", "huge"), ("LLM_DEVICE", "toaster")])
+@pytest.mark.parametrize("name, value", [("LLM_DTYPE", "fp8"), ("LLM_SCALE", "huge"), ("LLM_DEVICE", "toaster"),
+                                         ("LLM_DEVICE", "meta")])  # fmt: skip
 def test_an_unknown_setting_is_one_clear_error(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError) as error:

@@ -191,7 +191,7 @@ def test_training_learns_nothing_from_special_tokens():
     assert b"endoftext" in plain.tokens
 
 
-@pytest.mark.parametrize("token", ["PAD", "low", "<x", "", "a>", "<>", "x[PAD]", "<a\nb>"])
+@pytest.mark.parametrize("token", ["PAD", "low", "<x", "a>", "<>", "x[PAD]", "<a\nb>"])
 def test_special_tokens_that_a_file_cannot_show_are_refused_at_save(tmp_path, token):
     tokenizer = BPETokenizer().train("low lower lowest", 262)
     odd = BPETokenizer(list(tokenizer.merges), ["<a>", token])
@@ -270,6 +270,27 @@ def test_tokenizer_refuses_bad_input(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(ValueError):
         BPETokenizer().load(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [END_OF_TEXT, "", ["<a>", "<a>"], ("<a>", ""), ["<a>", None]])
+def test_special_tokens_that_are_no_different_names_are_refused(tokens):
+    tokenizer = BPETokenizer().train("low lower lowest", 262)
+    for use in (lambda: BPETokenizer((), tokens), lambda: tokenizer.train("a text", 300, tokens)):
+        with pytest.raises(ValueError, match=f"special_tokens is {re.escape(repr(tokens))}; it must be a list of"):
+            use()
+    assert tokenizer.n_vocab == 262 and tokenizer.encode("low") == BPETokenizer(tokenizer.merges).encode("low")
+
+
+@pytest.mark.parametrize("allowed", [END_OF_TEXT, "", "ALL", ["<x>"], {END_OF_TEXT, ""}, [END_OF_TEXT, "<x>"]])
+def test_only_special_tokens_that_there_are_can_be_allowed(allowed):
+    with pytest.raises(ValueError, match=r"allowed_special is .*; it must be 'all' or some of \['<|endoftext|>'\]"):
+        BPETokenizer(special_tokens=[END_OF_TEXT]).encode(f"one{END_OF_TEXT}<x>", allowed)
+
+
+@pytest.mark.parametrize("size", [256, 0, -1, 300.0, 300.5, float("nan"), True])
+def test_sizes_of_a_vocabulary_that_are_none_are_refused(size):
+    with pytest.raises(ValueError, match=f"vocab_size is {size}; bytes and special tokens need an int of at least 257"):
+        BPETokenizer().train("low lower lowest", size)
 
 
 def test_a_full_disk_leaves_the_old_files(tmp_path):

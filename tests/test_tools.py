@@ -509,8 +509,11 @@ def test_a_half_finished_installation_is_not_taken_for_finished(fresh):
     assert not setup.is_installed(setup.VENV, (setup.COURSE,))
     setup.ensure()
     assert setup.is_installed(setup.VENV, (setup.COURSE,)) and len(fresh.asked) == 2
-    setup.stamp_of(setup.VENV).write_text('{"requirements', encoding="utf-8")
-    assert not setup.is_installed(setup.VENV, (setup.COURSE,))
+    for damaged in ('{"requirements', "[1]", "null", ""):
+        setup.stamp_of(setup.VENV).write_text(damaged, encoding="utf-8")
+        assert not setup.is_installed(setup.VENV, (setup.COURSE,))
+        setup.ensure()
+        assert setup.is_installed(setup.VENV, (setup.COURSE,))
 
 
 @pytest.mark.parametrize("status", [0, 1], ids=["reached", "not reached"])

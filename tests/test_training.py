@@ -15,6 +15,7 @@ from shared import training
 from shared.batches import create_dataloader
 from shared.gpt import GPTConfig, GPTModel
 from shared.loss import IGNORE, mean_loss, next_token_loss
+from shared.resume import load_state
 from shared.training import learning_rate, make_optimizer, train, training_step
 
 CONFIG = GPTConfig(60, 16, 32, 4, 2, drop_rate=0.1)
@@ -192,6 +193,22 @@ def test_a_gradient_that_is_not_finite_stops_and_keeps_the_weights(value, clip):
     assert same_weights(model, before) and all(p.grad is None for p in model.parameters())
 
 
+def test_weights_that_an_update_broke_do_not_take_the_place_of_a_good_checkpoint(tmp_path, monkeypatch):
+    file, step, model = tmp_path / "c.safetensors", training.training_step, make()
+
+    def breaking(model, *args):
+        result = step(model, *args)
+        if file.exists():  # after a good one
+            with torch.no_grad():
+                model.final_norm.bias[3] = math.inf
+        return result
+
+    monkeypatch.setattr(training, "training_step", breaking)
+    with pytest.raises(FloatingPointError, match="model.final_norm.bias is not finite: it is not saved, .*untouched"):
+        train(model, loaders()[0], checkpoint=file, eval_every=1, progress=False)
+    assert load_state(file, make()).steps_done == 1
+
+
 def test_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="nothing to train"):
         train(make(), loaders()[0], epochs=0, progress=False)
@@ -203,11 +220,12 @@ def test_nothing_to_train_is_refused():
     ("name", "value"),
     [("lr", -1e-3), ("lr", torch.nan), ("lr", torch.inf), ("min_lr", -1.0), ("min_lr", torch.nan), ("warmup_steps", -1),
      ("weight_decay", -0.1), ("weight_decay", torch.inf), ("clip", -1.0), ("clip", 0), ("clip", torch.nan),
-     ("accumulate", 0), ("accumulate", -2), ("eval_every", 0)],
+     ("accumulate", 0), ("accumulate", -2), ("eval_every", 0), ("accumulate", 1.5), ("eval_every", 2.0),
+     ("epochs", 1.5), ("epochs", -1), ("epochs", torch.inf), ("lr", "0.001"), ("lr", None)],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused_before_a_step(tmp_path, name, value):
     model = make()
-    with pytest.raises(ValueError, match=f"^{name} is {value}; it must be"):
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}; it must be"):
         train(model, *loaders(), checkpoint=tmp_path / "c.safetensors", progress=False, **{name: value})
     assert same_weights(model, make()) and not list(tmp_path.iterdir())
 

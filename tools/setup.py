@@ -76,23 +76,25 @@ def stamp_of(folder):
     return Path(folder) / "installed.json"
 
 
+def stamped(folder):
+    """The fingerprints of what was installed into `folder`; none where the note is missing or damaged."""
+    try:
+        return dict(json.loads(stamp_of(folder).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def is_installed(folder, files):
     """Whether `folder` was completely installed from these files as they are now."""
-    try:
-        stamped = json.loads(stamp_of(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return python_of(folder).exists() and fingerprint(files).items() <= stamped.items()
+    return python_of(folder).exists() and fingerprint(files).items() <= stamped(folder).items()
 
 
 def stamp(folder, files):
     """Note that these files are installed, and what was noted before."""
-    path = stamp_of(folder)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    before.update(fingerprint(files))
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(before, indent=1), encoding="utf-8")
-    os.replace(aside, path)
+    from shared.files import write_atomically  # not above: this module must start in a Python that is too old
+
+    with write_atomically(stamp_of(folder)) as part:
+        part.write_text(json.dumps({**stamped(folder), **fingerprint(files)}, indent=1), encoding="utf-8")
 
 
 def pip(folder, *arguments):

@@ -25,7 +25,11 @@ def main(argv=None):
         print_table()
         return 0
     names = [entry.name for entry in REGISTRY.values() if not entry.huge] if args.all else args.names
-    results = [bring(name, args.to) for name in names]
+    try:
+        results = [bring(name, args.to) for name in names]
+    except KeyboardInterrupt:
+        print("\ninterrupted; what has come so far is kept")
+        return 130
     return 0 if all(results) else 1  # one failure does not stop the others
 
 
@@ -52,7 +56,7 @@ def bring(name, folder):
 def print_table():
     """Where `fetch` would find each file without asking the network: cache, mirror or sample; else absent."""
     line = "{:21} {:38} {:>13}  {:28} {:8} {}"
-    print(line.format("name", "file", "bytes", "licence", "now", "what it is"))
+    lines = [line.format("name", "file", "bytes", "licence", "now", "what it is")]
     for entry in REGISTRY.values():
         now, shown = "sample" if sample_of(entry) else "absent", entry
         for form, place in reversed(places_of(entry)):
@@ -62,7 +66,8 @@ def print_table():
                     now = "damaged"
         size = "?" if shown.size is None else f"{shown.size:,}"
         about = entry.about + (" (huge: not in --all)" if entry.huge else "")
-        print(line.format(entry.name, shown.file, size, entry.licence, now, about))
+        lines.append(line.format(entry.name, shown.file, size, entry.licence, now, about))
+    sys.stdout.write("\n".join(lines) + "\n")  # at once: `| head -1` closes its end soon
 
 
 if __name__ == "__main__":

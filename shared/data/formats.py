@@ -13,12 +13,29 @@ import os
 import zlib
 from pathlib import Path
 
+_NO_TEXT = {  # how a file begins, and what it is then
+    codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8", codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "packed by gzip, once more or without .gz at the end of its name",
+    b"\x28\xb5\x2f\xfd": "packed by Zstandard, once more or without .zst at the end of its name",
+}  # fmt: skip
+
 
 def unpacked(path):
-    """The bytes of the file `path` in blocks, unpacked where its name ends in .gz or .zst.
+    """The bytes of the text file `path` in blocks, unpacked where its name ends in .gz or .zst.
 
-    Raises ValueError where what is packed is damaged or was cut off.
+    Raises ValueError where what is packed is damaged, was cut off or is no text in UTF-8 by its first bytes.
     """
+    head = b""
+    for block in _unpack(path):
+        if len(head) < 4:
+            head += block[:4]
+            for beginning, kind in _NO_TEXT.items():
+                if head.startswith(beginning):
+                    raise ValueError(f"it is {kind}")
+        yield block
+
+
+def _unpack(path):
     kind = Path(path).suffix
     with open(path, "rb") as file:
         if kind in (".gz", ".zst") and not os.fstat(file.fileno()).st_size:
@@ -84,8 +101,7 @@ def open_text(path):
     Reading raises ValueError where it is damaged, cut off or no UTF-8; the message does not name the file.
     """
     file = io.BufferedReader(_Blocks(unpacked(path)), 2**16)
-    head = file.peek(2)[:2]
-    if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head:
+    if b"\0" in file.peek(2)[:2]:
         file.close()
         raise ValueError("it is UTF-16, or no text at all; save it as UTF-8")
     return io.TextIOWrapper(file, encoding="utf-8-sig")

@@ -131,7 +131,17 @@ def test_byte_order_mark_in_the_files_of_an_archive(entries, tmp_path):
                                   formats.read_entries])  # fmt: skip
 def test_utf_16_is_named(tmp_path, encoding, read):
     path = put(tmp_path, "a.jsonl", LINES.decode().encode(encoding))
-    with pytest.raises(ValueError, match=f"{path}: it is UTF-16, or no text at all; save it as UTF-8"):
+    with pytest.raises(ValueError, match=f"{path}: it is UTF-16.*; save it as UTF-8"):
+        read(path)
+
+
+@pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (zstandard.compress, "Zstandard")])
+@pytest.mark.parametrize("end", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("read", [formats.read_text, formats.read_records, formats.read_entries])
+def test_a_file_that_is_packed_once_more_or_not_called_so_is_named(tmp_path, pack, name, end, read):
+    outside = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[end]
+    path = put(tmp_path, f"a.jsonl{end}", outside(pack(LINES)))
+    with pytest.raises(ValueError, match=f"{path}: it is packed by {name}, once more or without"):
         read(path)
 
 

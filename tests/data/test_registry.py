@@ -201,6 +201,25 @@ def test_a_folder_whose_name_is_no_text(tmp_path):
     assert done.returncode == 1 and done.stderr == b"" and b"caf\\udce9" in done.stdout
 
 
+def test_the_table_of_which_only_the_first_line_is_read():
+    """As by `| head -1`, which then closes its end."""
+    process = subprocess.Popen([sys.executable, "-m", "shared.data"], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline().startswith(b"name ")
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(30) == 0
+    process.stderr.close()
+
+
+def test_ctrl_c_says_that_what_came_is_kept(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shared.data.__main__.fetch", interrupted)
+    assert main(["the_verdict"]) == 130
+    assert capsys.readouterr().out == "\ninterrupted; what has come so far is kept\n"
+
+
 def test_command_line_in_its_own_process(tmp_path):
     environment = os.environ | {"LLM_DATA_DIR": str(tmp_path), "LLM_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "shared.data"]
