@@ -27,6 +27,7 @@ MUTATIONS = [
 ]
 
 SMALLER = {
+    'data.places.data_dir() / f"{tokenizer.name}-assistant"': "Path(__import__('tempfile').mkdtemp())",
     "few, 4), epochs=15,": "few, 4), epochs=2,",
     "for _ in range(3):\n    seconds": "for _ in range(1):\n    seconds",
     "sorted(ratios)[1]": "ratios[0]",
@@ -37,7 +38,7 @@ SMALLER = {
         "train_loader = instruction_loader(InstructionData(training[:144], tokenizer, C),",
 }
 LEFT_OUT = [
-    "def positions_per_second", "packed_val = ", "folder = data.places", "save_model(model, tokenizer, folder",
+    "def positions_per_second", "packed_val = ", "save_model(model, tokenizer, folder",
     "needed = (",
     "handed = finished.InstructionData",
 ]
