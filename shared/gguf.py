@@ -77,7 +77,7 @@ def dequantize(kind, data, shape):
 
 
 def read_gguf(file):
-    """(settings {key: value}, tensors {name: (kind, bytes, shape)}) of a GGUF file; `dequantize` makes numbers of them.
+    """(settings {key: value}, tensors {name: (kind, bytes, shape)}) of a GGUF file; `dequantize` makes them numbers.
 
     The bytes lie in the memory-mapped file. Raises ValueError, naming the file, where it is none, cut off or damaged,
     or holds tensors of a kind that is not known here.

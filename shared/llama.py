@@ -44,7 +44,7 @@ class LlamaConfig:
 
 
 class RMSNorm(nn.Module):
-    """Each vector divided by its root mean square, times a learned scale (Zhang and Sennrich 2019): any shape [..., D].
+    """Each vector [..., D] divided by its root mean square, times a learned scale (Zhang and Sennrich 2019).
 
     Unlike LayerNorm it neither subtracts the mean nor adds a bias.
     """
@@ -77,7 +77,7 @@ def rotate(x, cos, sin):
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal attention in which groups of heads share keys and values (Ainslie et al. 2023): x [B, T, D] -> [B, T, D].
+    """Causal attention whose groups of heads share keys and values (Ainslie et al. 2023): [B, T, D] -> [B, T, D].
 
     `rotation` are the (cosines, sines) of the positions of x; `cache` as in shared/attention.py.
     """

@@ -24,8 +24,8 @@ def entry(tmp_path, monkeypatch):
                        "Version: 1.0\nRequires-Dist: llama-cpp-python\n")  # fmt: skip
         wheel.writestr("pack_of_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("pack_of_weights-1.0.dist-info/RECORD", "")
-    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(shelf)), ("LLM_DATA_DIR", str(tmp_path / "cache")),
-                        ("LLM_OFFLINE", ""), ("LLM_MIRROR", "")):  # fmt: skip
+    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(shelf)), ("LLM_OFFLINE", ""), ("LLM_MIRROR", ""),
+                        ("LLM_DATA_DIR", str(tmp_path / "cache"))):  # fmt: skip
         monkeypatch.setenv(name, value)
     sha256 = hashlib.sha256((shelf / NAME).read_bytes()).hexdigest()
     return Dataset(name="weights", about="", licence="", file="w/w.bin", size=len(CONTENT), limit=10**6,
