@@ -4,8 +4,7 @@
     save_model(model, tokenizer, "my_gpt")   # AutoModelForCausalLM.from_pretrained("my_gpt") loads it
     model, tokenizer = load_model("my_gpt")
     python -m shared.checkpoints my_gpt --gguf my_gpt.gguf
-
-Weights are read from safetensors files only, never from a pickle, which could run code.
+    model, tokenizer = load_base("smollm2")  # SmolLM2-135M-Instruct, from its GGUF file
 """
 
 import argparse
@@ -16,92 +15,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch.overrides import TorchFunctionMode
 
-from shared import data, gpt
+from shared import data, gguf, gpt, llama_files
 from shared.files import command_line, read_json, write_together
+from shared.llama import LlamaModel
 from shared.runtime import scale
+from shared.smollm_tokenizer import SmolLMEncoding, from_tokenizer_json, smollm_encoding, write_tokenizer_json
 from shared.tokenizer import END_OF_TEXT, BPETokenizer, from_tiktoken, load_tokenizer, valid_unicode, with_end_of_text
 from shared.tokenizer_files import has_tokenizer, read_bpe_files, tokenizer_config
+from shared.weights import ARCHITECTURES, architecture_of, check_tensors, empty_model, load_weights, put_weights
 
 COURSE_BASE = data.places.ROOT / "shared" / "course_base"
-# model_type in config.json: the module that knows this architecture's names and settings, its config, its model.
-ARCHITECTURES = {"gpt2": (gpt, gpt.GPTConfig, gpt.GPTModel)}
+BPE_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
 OTHER_TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-class _SkipInit(TorchFunctionMode):
-    """While it is on, `torch.nn.init` does nothing: on "meta" it would import a second's worth of modules."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        skipped = getattr(function, "__module__", None) == "torch.nn.init"
-        return kwargs["tensor"] if skipped else function(*args, **kwargs or {})
-
-
-def architecture_of(config):
-    """(module, class of the model) for models with this config. Raises ValueError for one of no known class."""
-    for module, config_class, model_class in ARCHITECTURES.values():
-        if isinstance(config, config_class):
-            return module, model_class
-    raise ValueError(f"there are no checkpoints for a {type(config).__name__}, only for {', '.join(ARCHITECTURES)}")
-
-
-def empty_model(config):
-    """A model with this config on the device "meta": its tensors have shapes, but no memory and no numbers."""
-    with torch.device("meta"), _SkipInit():
-        return architecture_of(config)[1](config)
-
-
-def find_tensors(files):
-    """{published name: memory-mapped tensor} of all tensors in the safetensors `files`. Raises ValueError."""
-    tensors = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is no whole safetensors file (cut off in a download?): {error}") from None
-    return tensors
-
-
-def load_weights(model, files, from_published, extra=()):
-    """An `empty_model` with the weights of the safetensors `files`, in float32, on the CPU, in eval mode.
-
-    Its tensors lie in the memory-mapped files, and what training changes is copied page by page: a file must not be
-    written to while the model lives (replacing it is fine). `extra` names tensors that may stand beside the model's.
-    """
-    tensors, weights = from_published(find_tensors(files), model.state_dict()), {}
-    check_tensors(tensors, model, files, extra)
-    for name, parameter in model.named_parameters():
-        weights[name] = tensors[name][: len(parameter)].float()  # rows after the vocabulary are padding
-    model.load_state_dict(weights, strict=False, assign=True)
-    if model.config.tie_weights:
-        model.head.weight = model.token_embedding.weight
-    return model.eval()
-
-
-def check_tensors(tensors, model, files, extra=()):
-    """Raise ValueError, naming the tensor, unless `tensors` {our name: tensor} are those of `model`, found in `files`.
-
-    The embedding and the head may have more rows than the vocabulary; a tied head may be there or not.
-    """
-    where, wanted = ", ".join(map(str, files)), dict(model.named_parameters())
-    tied = {"head.weight"} if model.config.tie_weights else set()
-    odd = {"lacks": wanted.keys() - tensors.keys(), "has unknown": tensors.keys() - wanted.keys() - {*extra} - tied}
-    if any(odd.values()):
-        kind = f"{type(model).__name__} of {model.config.n_layers} layers, tie_weights={model.config.tie_weights}"
-        said = [f"{what} {', '.join(sorted(names)[:3])} ({len(names)})" for what, names in odd.items() if names]
-        raise ValueError(f"{where} is no {kind}: it {' and '.join(said)}")
-    for name, parameter in wanted.items():
-        tensor, longer = tensors[name], name in ("token_embedding.weight", "head.weight") and tensors[name].dim()
-        if (tensor[: len(parameter)] if longer else tensor).shape != parameter.shape or not tensor.is_floating_point():
-            found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-            raise ValueError(f"{where}: {name} is {found}; the model has {list(parameter.shape)} for it")
-    if tied & tensors.keys() and not torch.equal(tensors["head.weight"], tensors["token_embedding.weight"]):
-        raise ValueError(f"{where}: head.weight is not equal to token_embedding.weight, to which the config ties it")
 
 
 def load_gpt2(name="gpt2"):
@@ -113,15 +41,42 @@ def load_gpt2(name="gpt2"):
     return model, BPETokenizer(*read_bpe_files(*bpe)).to_tiktoken("gpt2")
 
 
+def load_gguf(file):
+    """The Llama in a GGUF file, such as SmolLM2: (LlamaModel in float32, SmolLMEncoding whose name is the file's).
+
+    Raises ValueError, naming the file, where it is damaged, or of another architecture or encoding.
+    """
+    settings, stored = gguf.read_gguf(file)
+    try:
+        config, pre = llama_files.config_from_gguf(settings), settings.get("tokenizer.ggml.pre")
+        if pre != "smollm":
+            raise ValueError(f"tokenizer.ggml.pre is {pre!r:.60}; the encoding known here is 'smollm'")
+        names, kinds = settings["tokenizer.ggml.tokens"], settings.get("tokenizer.ggml.token_type", ())
+        special = {name: i for i, (name, kind) in enumerate(zip(names, kinds, strict=False)) if kind == gguf.CONTROL}
+        encoding = smollm_encoding(Path(file).stem, names, special)
+        tensors = llama_files.from_gguf({name: gguf.dequantize(*one) for name, one in stored.items()}, config)
+        rows = len(tensors.get("token_embedding.weight", ()))
+        if rows != len(names):
+            raise ValueError(f"its vocabulary has {len(names)} tokens, but its embedding {rows} rows")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    model = empty_model(config)
+    check_tensors(tensors, model, [file])
+    return put_weights(model, tensors), encoding
+
+
 def load_base(path=None, size="gpt2"):
     """The model that later chapters start from: (model, tiktoken.Encoding whose name is the model's).
 
-    The folder `path`, else that of LLM_BASE; else the course base at quick scale, at full scale GPT-2 of this
-    `size`, or the course base where it is not available, and a line says so. Raises ValueError or FileNotFoundError,
-    naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
+    The folder `path` (or "smollm2", which is fetched), else what LLM_BASE names; else the course base at quick scale,
+    at full scale GPT-2 of this `size`, or the course base where it is not available, and a line says so. Raises
+    ValueError or FileNotFoundError, naming the folder, where it holds no model or no tokenizer that knows
+    <|endoftext|>.
     """
-    if not path and os.environ.get("LLM_BASE", "").strip():
-        path = data.places.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser()
+    path = path or os.environ.get("LLM_BASE", "").strip()
+    if path == "smollm2":
+        return load_gguf(data.fetch("smollm2"))
+    path = path and data.places.ROOT / Path(path).expanduser()
     if not path and scale() == "full":
         try:
             return load_gpt2(size)
@@ -141,7 +96,7 @@ def load_model(folder, extra=()):
     """
     folder = Path(folder)
     settings, files = open_folder(folder)
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    tokenizer = _tokenizer_of(folder) if has_tokenizer(folder) else None
     model_type = settings.get("model_type", "gpt2")
     try:
         if model_type not in [*ARCHITECTURES]:
@@ -157,6 +112,13 @@ def load_model(folder, extra=()):
         cut = replace(config, vocab_size=tokenizer.n_vocab)
         model = load_weights(empty_model(cut), files, module.from_published, extra)
     return model, tokenizer
+
+
+def _tokenizer_of(folder):
+    """The encoding in a folder: of SmolLM2's kind, if its tokenizer.json says so, else of GPT-2's."""
+    whole = folder / "tokenizer.json"
+    found = from_tokenizer_json(read_json(whole), folder.resolve().name) if whole.is_file() else None
+    return found or load_tokenizer(folder)
 
 
 def open_folder(folder):
@@ -179,7 +141,9 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
     """
     if tokenizer is None and has_tokenizer(Path(folder)):  # they would be read as one
         raise ValueError(f"{folder} holds a tokenizer, and this model comes without one: choose another folder")
-    (tensors, config), bpe, eos = publish(model, tokenizer), tokenizer and from_tiktoken(tokenizer), None
+    smol = isinstance(tokenizer, SmolLMEncoding)
+    (tensors, config), eos = publish(model, tokenizer), None
+    bpe = tokenizer and not smol and from_tiktoken(tokenizer)
     with write_together(folder) as aside:
         try:
             save_file(tensors | (extra or {}), aside / "model.safetensors", {"format": "pt"})
@@ -190,11 +154,18 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
             bpe.save(aside)
             settled = tokenizer_config(bpe, model.config.context_length, END_OF_TEXT, chat_template)
             _write_json(aside / "tokenizer_config.json", settled)
+        if smol:
+            eos = tokenizer._special_tokens.get("<|im_end|>", tokenizer.eot_token)
+            write_tokenizer_json(tokenizer, aside)
+            settled = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length,
+                       "eos_token": tokenizer.decode([eos]), "clean_up_tokenization_spaces": False}  # fmt: skip
+            settled |= {} if chat_template is None else {"chat_template": chat_template}
+            _write_json(aside / "tokenizer_config.json", settled)
         ids = {"bos_token_id": eos, "eos_token_id": eos}
         _write_json(aside / "config.json", config | ids | (settings or {}))
         _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
         shutil.copymode(aside / "config.json", aside / "model.safetensors")  # made for its owner's eyes only
-    for stale in OTHER_TOKENIZER_FILES if bpe else ():  # transformers would prefer these
+    for stale in OTHER_TOKENIZER_FILES if bpe else BPE_FILES if smol else ():  # they would be read in place of the new
         Path(folder, stale).unlink(missing_ok=True)
 
 
@@ -216,11 +187,16 @@ def publish(model, tokenizer=None):
 
 def save_gguf(model, tokenizer, file):
     """Write `model` and `tokenizer` as one GGUF file, for llama.cpp or Ollama. Raises OSError or ValueError."""
-    from shared.gguf import write_gguf  # its package is not needed otherwise
-
     if tokenizer is None:
         raise ValueError(f"{file}: there is no tokenizer, and a GGUF file holds one")
-    write_gguf(file, tokenizer.name, model.config, publish(model, tokenizer)[0], from_tiktoken(tokenizer))
+    published = publish(model, tokenizer)[0]
+    if isinstance(model, LlamaModel):
+        eos = tokenizer._special_tokens.get("<|im_end|>", tokenizer.eot_token)
+        settings = gguf.llama_settings(tokenizer.name, model.config, tokenizer, eos)
+        gguf.write_gguf(file, "llama", settings, llama_files.to_gguf(model))
+    else:
+        settings = gguf.gpt2_settings(tokenizer.name, model.config, from_tiktoken(tokenizer))
+        gguf.write_gguf(file, "gpt2", settings, gguf.gpt2_tensors(published, model.config.n_layers))
 
 
 def _write_json(file, content):

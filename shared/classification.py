@@ -18,9 +18,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared import training
 from shared.batches import LengthBuckets, as_list, pad
-from shared.checkpoints import find_tensors, load_model, open_folder, save_model
+from shared.checkpoints import load_model, open_folder, save_model
 from shared.runtime import evaluating
 from shared.tokenizer import END_OF_TEXT, with_end_of_text
+from shared.weights import find_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
 

@@ -368,7 +368,8 @@ def test_truncated_file(folder, left):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": "llama"}, "config.json: model_type is 'llama'; it must be one of gpt2"),
+    ({"model_type": "llama"}, "config.json: max_position_embeddings is None; it must be an integer"),
+    ({"model_type": "bert"}, "config.json: model_type is 'bert'; it must be one of gpt2, llama"),
     ({"model_type": []}, r"config.json: model_type is \[\]"),
     ({"activation_function": "relu"}, "activation_function is"),
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),

@@ -18,6 +18,7 @@ from shared.evaluation import multiple_choice, perplexity
 from shared.generation import KVCache, decode_step, generate, prefill, stream
 from shared.gpt import GPTConfig
 from shared.instructions import answer_loss
+from shared.llama import LlamaConfig, LlamaModel
 from shared.loss import IGNORE, mean_loss, next_token_loss
 from shared.tokenizer import BPETokenizer
 from tests.test_attention_and_gpt import lively
@@ -114,7 +115,17 @@ def grouped():
     return GroupedModel(GroupedConfig()).eval()
 
 
-MODELS = {"wrapped head": lambda: with_wrapped_head(plain_gpt()), "grouped": grouped,
+def llama():
+    config = LlamaConfig(270, C, emb_dim=24, n_heads=4, n_kv_heads=2, n_layers=2, hidden_dim=40)
+    model = LlamaModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+MODELS = {"llama": llama, "llama, wrapped head": lambda: with_wrapped_head(llama()),
+          "wrapped head": lambda: with_wrapped_head(plain_gpt()), "grouped": grouped,
           "grouped, wrapped head": lambda: with_wrapped_head(grouped())}  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from tools import notebooks
 
 SHARED = notebooks.ROOT / "shared"
 ORDER = (
-    "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "batches", "bigrams", "attention", "gpt",
-    "llama", "loss", "sampling", "generation", "resume", "training", "gguf", "checkpoints", "classification",
-    "instructions", "conversations", "lora", "preference", "policy", "metrics", "evaluation", "judge", "judge_servers",
+    "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "smollm_tokenizer", "batches", "bigrams",
+    "attention", "gpt", "llama", "llama_files", "loss", "sampling", "generation", "resume", "training", "gguf",
+    "weights", "checkpoints", "classification", "instructions", "conversations", "lora", "preference", "policy",
+    "metrics", "evaluation", "judge", "judge_servers",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
 LONGEST = 250  # lines: what can be read in one sitting

@@ -13,6 +13,7 @@ From the bottom up, each importing only what stands before it:
     checks      is this the file that the registry promises?
     network     the one HTTP client
     download    one file from one URL
+    wheels      a file that comes inside a wheel, brought by pip
     cache       `fetch` and `load`
 """
 

