@@ -5,8 +5,7 @@
     labels, probabilities = classifier.predict(["WIN a prize now", "see you at 8"])
     classifier.save("spam_model")                              # AutoModelForSequenceClassification loads it
 
-04_classification_finetune/classify.py reads messages from files and is the command line. A message is a pair
-(label, text). Shapes: B messages, T tokens, D width, L labels, N messages in all.
+A message is a pair (label, text). Shapes: B messages, T tokens, D width, L labels, N messages in all.
 """
 
 from pathlib import Path
