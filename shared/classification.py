@@ -20,7 +20,7 @@ from shared.batches import LengthBuckets, as_list, pad
 from shared.checkpoints import load_model, open_folder, save_model
 from shared.runtime import evaluating
 from shared.tokenizer import END_OF_TEXT, with_end_of_text
-from shared.weights import find_tensors
+from shared.weights import architecture_of, find_tensors
 
 LABELS = ("ham", "spam")  # the number of a label is its place here; the last one is what is looked for
 
@@ -161,7 +161,7 @@ class SpamClassifier(nn.Module):
         """Write a folder that `load` and transformers' AutoModelForSequenceClassification read."""
         numbers = {str(i): label for i, label in enumerate(self.labels)}
         settings = {
-            "architectures": ["GPT2ForSequenceClassification"], "id2label": numbers,
+            "architectures": [architecture_of(self.config)[0].CLASSIFIER], "id2label": numbers,
             "label2id": {label: int(i) for i, label in numbers.items()},
             "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT), "threshold": self.threshold,
         }  # fmt: skip
@@ -173,7 +173,7 @@ class SpamClassifier(nn.Module):
         """The classifier that `save` wrote, in eval mode. Raises FileNotFoundError or ValueError, naming the file."""
         folder = Path(folder)
         gpt, tokenizer = load_model(folder, extra=("score.weight",))
-        score, labels, threshold = load_score(folder)
+        score, labels, threshold = load_score(folder, gpt.config.emb_dim)
         if score is None or tokenizer is None:
             raise ValueError(f"{folder} is no classifier: it has no {'score.weight' if score is None else 'tokenizer'}")
         classifier = cls(gpt, with_end_of_text(tokenizer, folder), labels, threshold)
@@ -181,8 +181,8 @@ class SpamClassifier(nn.Module):
         return classifier.eval()
 
 
-def load_score(folder):
-    """Of the classifier in a Hugging Face folder: output layer [L, D] or None, names of its L labels, threshold.
+def load_score(folder, width):
+    """Of the classifier in a Hugging Face folder: output layer [L, width] or None, names of its L labels, threshold.
 
     Raises ValueError, naming the file, where they do not fit the model or each other.
     """
@@ -190,9 +190,9 @@ def load_score(folder):
     score, threshold = find_tensors(files).get("score.weight"), settings.get("threshold", 0.5)
     if score is None:
         return None, [], threshold
-    if score.dim() != 2 or not len(score) or score.shape[1] != settings["n_embd"] or not score.is_floating_point():
+    if score.dim() != 2 or not len(score) or score.shape[1] != width or not score.is_floating_point():
         found = f"{', '.join(map(str, files))}: score.weight is {list(score.shape)} {score.dtype}".replace("torch.", "")
-        raise ValueError(f"{found}; a classifier has [labels, {settings['n_embd']}] for it")
+        raise ValueError(f"{found}; a classifier has [labels, {width}] for it")
     found = settings.get("id2label") or {}
     names = [found.get(str(i), f"LABEL_{i}") if isinstance(found, dict) else None for i in range(len(score))]
     if not all(isinstance(name, str) for name in names):

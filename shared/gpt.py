@@ -157,6 +157,7 @@ def count_parameters(model):
 
 # Our names and GPT-2's. Those that begin with "c_" belong to a layer that computes x @ W (Conv1D): their matrices are
 # [in, out], nn.Linear's are [out, in].
+CLASSIFIER = "GPT2ForSequenceClassification"  # what transformers calls this model with another head
 NAMES = {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"}
 BLOCK_NAMES = {
     "norm1": "ln_1", "attention.qkv": "attn.c_attn", "attention.out_proj": "attn.c_proj",

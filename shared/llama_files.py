@@ -2,6 +2,7 @@
 
 from shared.llama import LlamaConfig
 
+CLASSIFIER = "LlamaForSequenceClassification"  # what transformers calls this model with another head
 NAMES = {"token_embedding": "embed_tokens", "final_norm": "norm"}
 BLOCK_NAMES = {
     "norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attention.query": "self_attn.q_proj",

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from shared import data
 from shared.bigrams import bigram_loss
 from shared.checkpoints import load_base, load_gguf, load_model, main, save_gguf, save_model
+from shared.classification import SpamClassifier
 from shared.data.places import SAMPLES, is_sample
 from shared.generation import generate
 from shared.gguf import dequantize, read_gguf, write_gguf
@@ -186,6 +187,20 @@ def test_a_folder_loads_in_transformers_and_back(tiny, tmp_path):
     again, its = load_model(tmp_path)
     assert again.config == model.config and its.encode_ordinary(text) == ids
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_a_classifier_on_it_loads_in_transformers_and_back(tiny, tmp_path):
+    model, encoding = tiny
+    classifier, texts = SpamClassifier(model, encoding, threshold=0.3).eval(), ["The lamp burned low.", "WIN 12 now"]
+    classifier.save(tmp_path)
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert type(other).__name__ == "LlamaForSequenceClassification"
+    for text, p in zip(texts, classifier.predict(texts)[1], strict=True):
+        ids = torch.tensor([encoding.encode_ordinary(text)])
+        with torch.no_grad():
+            assert_close(other(ids).logits.softmax(dim=-1)[0], p, rtol=1e-4, atol=1e-5)
+    again = SpamClassifier.load(tmp_path)
+    assert again.threshold == 0.3 and torch.equal(again.predict(texts)[1], classifier.predict(texts)[1])
 
 
 def test_llama_cpp_chooses_the_same_tokens(tiny, tmp_path, capfd):
