@@ -29,7 +29,7 @@ MUTATIONS = [
 ]
 
 SMALLER = {"8, 80_000, (16, 32, 64)": "8, 40_000, (16, 32, 64)"}
-LEFT_OUT = ["runs = {width:", "np.polyfit(", "for optimizer in ("]
+LEFT_OUT = ["runs = {width:", "np.polyfit(", "base, base_tokenizer = "]
 WRONG_ANSWERS = {
     "mostly_bullets": """
         def mostly_bullets(text):

@@ -36,7 +36,7 @@ MUTATIONS = [
         "words count once", find="2 * shared / (a.total() + b.total())", replace="shared / (a.total() + b.total())"
     ),
     Mutation(
-        "repetition is diversity", find="return 1 - distinct_n([text], n)", replace="return distinct_n([text], n)"
+        "repetition is diversity", find="return 1 - different if different else 0.0", replace="return different"
     ),
     Mutation(
         "the vote goes to the other side",
