@@ -21,13 +21,18 @@ TEMPLATE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_css %}{{ super() }}
-<style>details.folded { margin: .4em 0 .4em 1em } details.folded > summary { cursor: pointer; color: #57606a }</style>
+<style>
+.jp-OutputArea-child { display: flex } .jp-OutputArea-output { flex: 1; min-width: 0 }
+.jp-RenderedSVG img, .jp-RenderedImage img { max-width: 100%; height: auto }
+details.folded { margin: .4em 0 .4em 1em } details.folded > summary { cursor: pointer; color: #57606a }</style>
 {% endblock %}
 {% macro fold(title, inner) %}
 {%- if title %}<details class="folded"><summary>{{ title | e }}</summary>{{ inner }}</details>{% else %}{{ inner }}
 {%- endif %}{% endmacro %}
 {% block codecell %}{{ fold(cell.metadata.folded_cell, super()) }}{% endblock %}
 {% block input_group %}{{ fold(cell.metadata.folded_code, super()) }}{% endblock %}
+{% block data_svg %}<div class="jp-RenderedSVG jp-OutputArea-output"><img alt="{{ output.data['text/plain'] | e }}"
+src="data:image/svg+xml;base64,{{ output.data['image/svg+xml'] | text_base64 }}"></div>{% endblock %}
 """
 FORM = re.compile(r"^#@title | \(double-click to open\)|; double-click to open| \{ display-mode.*")
 COLAB_BADGE = re.compile(r"!\[(Open in Colab)\]\([^)]*\)")
