@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from shared.batches import create_dataloader  # noqa: E402
+from shared.bigrams import bigram_loss  # noqa: E402
 from shared.data import fetch  # noqa: E402
 from shared.files import write_atomically  # noqa: E402
 from shared.gpt import GPTConfig, GPTModel  # noqa: E402
@@ -74,7 +75,8 @@ def main():
     cut = len(ids) * 9 // 10
     config = GPTConfig(len(used), CONTEXT, emb_dim=128, n_heads=4, n_layers=2)
     table = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
-             "text": file.name, "tokens": len(ids), "epochs": EPOCHS, "runs": {}}  # fmt: skip
+             "text": file.name, "tokens": len(ids), "epochs": EPOCHS,
+             "bigrams": round(bigram_loss(ids[:cut], ids[cut:], len(used)), 3), "runs": {}}  # fmt: skip
     valid_loader = create_dataloader(ids[cut:], CONTEXT, BATCH, shuffle=False, drop_last=False)
     for name, recipe in RECIPES.items():
         table["runs"][name], started = [], time.perf_counter()

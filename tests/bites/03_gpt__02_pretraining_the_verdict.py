@@ -30,16 +30,20 @@ WRONG_ANSWERS = {
         def bits_per_byte(loss, text, n_tokens):
             return loss * n_tokens / math.log(2) / len(text)  # characters, not bytes
     """,
-    "adamw_step": """
-        def adamw_step(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
-            p = p * (1 - lr * weight_decay)
-            m = beta1 * m + (1 - beta1) * g
-            v = beta2 * v + (1 - beta2) * g**2
-            return p - lr * m / (v.sqrt() + eps), m, v  # the averages are too small at first
-    """,
     "with_dropout": """
         def with_dropout(rate):
             seed_everything(0)
             return fit(GPTModel(config).to(device), EPOCHS // 2, 1e-3)  # the rate does not reach the model
+    """,
+    "fit_moving": """
+        def fit_moving(model, epochs, lr):
+            optimizer, val_losses = torch.optim.AdamW(model.parameters(), lr=lr), []
+            for epoch in range(epochs):
+                for inputs, targets in create_dataloader(train_ids, T, B, seed=epoch):  # the windows do not move
+                    next_token_loss(model, inputs.to(device), targets.to(device)).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                val_losses.append(mean_loss(model, val_loader))
+            return val_losses
     """,
 }
