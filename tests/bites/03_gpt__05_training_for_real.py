@@ -27,8 +27,8 @@ MUTATIONS = [
              replace="history.steps_done == total_steps:"),
 ]
 
-SMALLER = {'final = {"epochs": 10,': 'final = {"epochs": 4,', "killed_after(152,": "killed_after(62,"}
-LEFT_OUT = ["def gelu(x)", "runs = {(kind, clip)", "figure, axes = plt.subplots", "def cost(kind, clip)", "ways = {"]
+SMALLER = {'final = {"epochs": 30,': 'final = {"epochs": 4,', "killed_after(452,": "killed_after(62,"}
+LEFT_OUT = ["def gelu(x)", "runs = {(kind, clip)", "def cost(kind, clip)", "ways = {"]
 
 WRONG_ANSWERS = {
     "training_megabytes": """
