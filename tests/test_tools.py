@@ -262,6 +262,14 @@ def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
     assert "#@title" not in page and "<details open" not in page
 
 
+def test_a_drawing_on_a_page_has_its_words(tmp_path):
+    drawn = nbf.new_output("execute_result", {"image/svg+xml": "<svg></svg>", "text/plain": 'a "box" & an arrow'})
+    cell = nbf.new_code_cell("draw()", outputs=[drawn], execution_count=1)
+    notebook = nbf.new_notebook(cells=[nbf.new_markdown_cell("# 1.1 Toy"), cell])
+    page = pages.notebook_page(notebook, tmp_path / "x.ipynb")
+    assert re.search(r'<img alt="a (&quot;|&#34;)box(&quot;|&#34;) &amp; an arrow"\s+src="data:image/svg', page)
+
+
 def test_a_cell_that_runs_too_long_is_reported(tmp_path):
     path = make_notebook(tmp_path / "01_toy/01_slow.ipynb", ["# Slow", SETUP, "Text.", "import time\ntime.sleep(60)"])
     result = execute.run_notebook(path, cell_seconds=2)
