@@ -144,7 +144,7 @@ def plot_losses(history, baseline=None, title=None):
     if any(value is not None for value in history.val_loss):
         axis.plot(history.step, history.val_loss, color="#b86e00", label="validation")
     if baseline is not None:
-        axis.axhline(baseline, color="black", linestyle="--", label=f"bigram counts, {baseline:.2f}")
+        axis.axhline(baseline, color="black", linestyle="--", label=f"counted bigrams, {baseline:.2f}")
     axis.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axis.grid(axis="y", alpha=0.3)
     axis.legend()

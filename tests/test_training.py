@@ -238,7 +238,7 @@ def test_a_run_without_a_file_cannot_be_resumed():
 def test_the_loss_plot_shows_the_baseline_and_the_perplexity(monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setattr(plt, "show", lambda: None)
-    for val_loss, baseline, names in (([6.5, 6.0], 5.5, ["training", "validation", "bigram counts, 5.50"]),
+    for val_loss, baseline, names in (([6.5, 6.0], 5.5, ["training", "validation", "counted bigrams, 5.50"]),
                                       ([None, None], None, ["training"])):  # fmt: skip
         training.plot_losses(SimpleNamespace(step=[1, 2], train_loss=[7.0, 5.0], val_loss=val_loss), baseline)
         axis = plt.gca()
