@@ -1,7 +1,7 @@
 """A spam classifier of your own: train it on your labelled messages, then label those that come in.
 
-    python 04_classification_finetune/classify.py --train messages.csv --out my_filter
-    python 04_classification_finetune/classify.py my_filter < inbox.txt
+    python 04_classification_finetune/classify.py --train messages.csv --out data/my_filter
+    python 04_classification_finetune/classify.py data/my_filter < inbox.txt
 
 Messages to learn from stand in a CSV file whose first line names its columns (such as label,text, in any order; labels
 ham and spam), or one a line: label, tab, text. It learns as in lesson 4.1 and keeps the classifier, with its threshold,
