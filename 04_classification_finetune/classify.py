@@ -1,12 +1,13 @@
 """A spam classifier of your own: train it on your labelled messages, then label those that come in.
 
-    python 04_classification_finetune/classify.py --train messages.csv --out my_filter
-    python 04_classification_finetune/classify.py my_filter < inbox.txt
+    python 04_classification_finetune/classify.py --train messages.csv --out data/my_filter
+    python 04_classification_finetune/classify.py data/my_filter < inbox.txt
 
 Messages to learn from stand in a CSV file whose first line names its columns (such as label,text, in any order; labels
 ham and spam), or one a line: label, tab, text. It learns as in lesson 4.1 and keeps the classifier, with its threshold,
-in the folder. Messages to label come one a line, or one a row of a CSV text with named columns; where it has labels,
-the last line, on standard error, says how many were right. What is not UTF-8 is read as Windows-1252.
+in the folder. Messages to label come one a line, or one a row of a CSV text with named columns. Each is printed after
+its label and the probability of spam; where the text has labels, a last line, on standard error, says how many were
+right. What is not UTF-8 is read as Windows-1252.
 """
 
 import argparse
@@ -25,11 +26,12 @@ from shared import classification  # noqa: E402
 from shared.checkpoints import load_base  # noqa: E402
 from shared.classification import LABELS, SpamClassifier, parse_messages  # noqa: E402
 from shared.files import command_line  # noqa: E402
-from shared.metrics import classification_metrics  # noqa: E402
+from shared.metrics import classification_metrics, wilson  # noqa: E402
 from shared.runtime import get_device, scale, seed_everything  # noqa: E402
 
 LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
 TEXT_COLUMNS = ("text", "message", "sms", "content", "body", "v2")
+FEWEST = 10  # different messages of each label, of which one chooses the epoch and two measure
 RECIPE = {"quick": (3600, 1e-3), "full": (10_800, 5e-5)}  # of lesson 4.1: messages shown at least, learning rate
 
 
@@ -62,7 +64,9 @@ def read_messages(path, labels=LABELS):
                 raise ValueError("there is no message")
             return table
         if Path(path).suffix.lower() == ".csv":
-            text = tab_separated(text, labels)
+            first, text = text.partition("\n")[0].strip(), tab_separated(text, labels)
+            if not unnamed and not re.match(rf"\s*({'|'.join(map(re.escape, labels))})\t", text):
+                raise ValueError(f"line 1 is {first[:60]!r}: it must name the columns, as in label,text")
         return parse_messages(text, labels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -141,6 +145,10 @@ def learn(file, folder):
         raise ValueError(f"{folder} is there already and not empty: name a new folder")
     found = read_messages(file)
     messages = classification.deduplicate(found)
+    few = [f"{n} {label}" for label in LABELS if (n := sum(given == label for given, _ in messages)) < FEWEST]
+    if few:
+        raise ValueError(f"{file}: only {' and '.join(few)} without the repeated ones; it takes {FEWEST} of each label "
+                         "to learn from some and measure on others")
     train, val, test = classification.split(messages)
     rate = sum(label == LABELS[1] for label, _ in train) / len(train)
     print(f"{file}: {len(found)} messages, {len(found) - len(messages)} of them repeated; {rate:.1%} are {LABELS[1]}")
@@ -161,9 +169,13 @@ def learn(file, folder):
           f"{1 - sum(labels) / len(labels):.1%}), with 95 % intervals:")  # fmt: skip
     for what in ("accuracy", "precision", "recall", "f1"):
         low, high = getattr(measured, f"{what}_interval")
+        if what == "f1" and low == high:  # nothing differs that the bootstrap could draw: F1 by a share of Wilson's
+            tp, others = measured.confusion[1][1], measured.confusion[0][1] + measured.confusion[1][0]
+            low, high = (2 * share / (1 + share) for share in wilson(tp, tp + others))
         print(f"  {what:9} {getattr(measured, what):.3f} ({low:.3f} to {high:.3f})")
     classifier.save(folder)
-    print(f"kept, with the threshold {classifier.threshold:.3f}. To label messages, one a line or a CSV text:\n"
+    print(f"kept; from a probability of {classifier.threshold:.3f} on, it says {LABELS[1]}. To label messages, one a "
+          f"line or a CSV text:\n"
           f"  python 04_classification_finetune/classify.py {folder} < messages.txt")  # fmt: skip
 
 

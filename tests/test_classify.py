@@ -67,6 +67,8 @@ def test_csv_files_are_read(tmp_path):
     assert read_messages(write(tmp_path / "f.txt", "ham\ttext\nspam\tclass\n"))[0] == ("ham", "text")  # no headings
     assert read_messages(write(tmp_path / "d.csv", "ham,see you, later\nspam,\n")) == [  # nothing is lost
         ("ham", "see you, later"), ("spam", "")]  # fmt: skip
+    assert read_messages(write(tmp_path / "g.csv", "art,nachricht\nham,hi\nspam,WIN\n")) == [
+        ("ham", "hi"), ("spam", "WIN")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "content", "match"), [
@@ -75,6 +77,7 @@ def test_csv_files_are_read(tmp_path):
     ("c.csv", 'label,text\nham,a\n\nham,"two\nlines"\nsapm,b\n', "c.csv: line 6: the label is 'sapm'"),
     ("d.csv", "label,text\nham,a\nspam\n", "d.csv: line 3: 1 columns, where line 1 names 2"),
     ("d.csv", "text,time\nham,a\n", "d.csv: line 1 names no column of labels .label, category"),
+    ("d.csv", "nachricht,art\nhello,ham\n", "d.csv: line 1 is 'nachricht,art': it must name the columns"),
     ("e.csv", "ham,a\rb\nspam,c", "e.csv: line 2 has no tab"),
     ("f.csv", "ham,b\nham," + "a" * 200_000, "f.csv: line 2: "),
     ("f.csv", 'ham,b\nham,"a quote that is not closed\nspam,c\n', "f.csv: line 3: "),
@@ -258,7 +261,7 @@ def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
     assert "always saying ham is right in 80.0%" in out and out.count(" to ") == 4
     assert f"  python 04_classification_finetune/classify.py {kept} < messages.txt" in out.splitlines()
     threshold = classify.SpamClassifier.load(kept).threshold
-    assert threshold == pytest.approx(1 - 14 / 71) and f"the threshold {threshold:.3f}" in out
+    assert threshold == pytest.approx(1 - 14 / 71) and f"a probability of {threshold:.3f} on" in out
 
     both = [HAM.format(500), SPAM.format(500)]
     scores = classify.SpamClassifier.load(kept).predict(both)[1][:, 1].tolist()
@@ -274,9 +277,18 @@ def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
     assert sorted((file, file.read_bytes()) for file in kept.iterdir()) == before
 
 
+def test_a_perfect_score_on_few_messages_is_not_called_certain(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(classify.classification, "train_classifier", lambda *arguments, **options: None)
+    monkeypatch.setattr(classify.SpamClassifier, "predict", lambda self, texts: (
+        [], torch.tensor([[1.0, 0.0] if text.startswith("the lamp") else [0.0, 1.0] for text in texts])))
+    own.write_text("\n".join(line for line in own.read_text(encoding="cp1252").split("\n") if "caf" not in line))
+    assert classify.main(["--train", str(own), "--out", str(tmp_path / "kept")]) == 0
+    assert "  f1        1.000 (0.676 to 1.000)" in capsys.readouterr().out
+
+
 def test_what_cannot_be_learned_from_is_one_sentence(own, tmp_path, capsys):
     for text, says in (("text,label\nhello,1\n", "line 2: the label is '1'; it must be one of ham, spam"),
-                       ("text,label\nhello,ham\nWIN,spam\n", "too few for parts")):  # fmt: skip
+                       ("text,label\nhello,ham\nWIN,spam\n", f"{own}: only 1 ham and 1 spam without")):  # fmt: skip
         own.write_text(text, encoding="utf-8")
         assert classify.main(["--train", str(own), "--out", str(tmp_path / "kept")]) == 1
         said = capsys.readouterr().err

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat.v4 as nbf
 import psutil
 import pytest
+import zmq
 from nbformat.sign import NotebookNotary
 from playwright.sync_api import BrowserType, Error, TimeoutError, sync_playwright
 
@@ -205,6 +206,24 @@ def test_what_the_reader_says_goes_before_our_settings(tmp_path):
     assert f"--ServerApp.root_dir={tmp_path}" in command
     assert [option for option in command if "news_url" in option] == ["--LabApp.news_url=https://example.org"]
     assert command[-2] == "--port=9"
+
+
+def test_jupyterlab_says_little_and_what_it_sends_to_kernels_is_encrypted(tmp_path, monkeypatch):
+    quiet, encrypted = "--Application.log_level=ERROR", "--KernelManager.transport_encryption=auto"
+    assert {quiet, encrypted} <= set(lab.command(tmp_path, "README.md", []))
+    loud = lab.command(tmp_path, "README.md", ["--Application.log_level=INFO"])
+    assert quiet not in loud and loud[-1] == "--Application.log_level=INFO"
+    monkeypatch.setattr(zmq, "has", lambda what: False)  # a build of ZeroMQ that cannot
+    assert encrypted not in lab.command(tmp_path, "README.md", [])
+
+
+@pytest.mark.parametrize(("name", "says"), [("LLM_TEXT", "No such file"), ("LLM_BASE", "does not exist")])
+def test_a_setting_that_names_what_is_not_there_is_told_before_jupyterlab_opens(tmp_path, monkeypatch, name, says):
+    monkeypatch.setattr(lab.setup, "enter", lambda *arguments: None)
+    monkeypatch.setattr(lab, "copy_course", lambda *arguments: ([], []))
+    monkeypatch.setenv(name, str(tmp_path / "mine"))
+    with pytest.raises(SystemExit, match=f"^{name}: .*{says}"):
+        lab.main(["2.1"])
 
 
 # The learner's copy.

@@ -370,6 +370,16 @@ def test_headline_is_the_last_line_of_the_tagged_cells():
     assert execute.headline_of(notebook) == "two"
 
 
+def test_a_page_shows_warnings_and_no_progress_bars(tmp_path):
+    steps, warning = (nbf.new_output("stream", name="stderr", text=text) for text in (
+        "  0%|  | 0/9 [00:00<?, ?step/s]\r 50%|█ | 4/9 [00:01<00:01, 4.00step/s]", "a.py:1: UserWarning: odd"))
+    cell = nbf.new_code_cell("x", outputs=[steps, warning, nbf.new_output("stream", text="loss 1.25")])
+    notebook = nbf.new_notebook(cells=[nbf.new_markdown_cell("# 1.1 Toy"), cell])
+    page = pages.notebook_page(notebook, tmp_path / "01_toy/01_a.ipynb")
+    assert "step/s" not in page and "UserWarning: odd" in page and "loss 1.25" in page
+    assert len(cell.outputs) == 3, "the notebook that was given is left alone"
+
+
 def test_a_page_survives_a_formula_that_cannot_be_converted(monkeypatch, tmp_path):
     notebook = nbf.new_notebook(cells=[nbf.new_markdown_cell("Before $a < b$ after")])
     assert "<math" in pages.notebook_page(notebook, tmp_path / "x.ipynb")

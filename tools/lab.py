@@ -2,7 +2,7 @@
 
 LESSON is a number such as 2.3, the path of a file of the course, or a pattern as in tools.run; without it the first
 lesson opens. It stands before JupyterLab's options, such as `--no-browser`, `--port=8899` and what
-`.venv/bin/jupyter lab --help` lists.
+`.venv/bin/jupyter lab --help` lists (`--Application.log_level=INFO`: all that it has to say).
 
 What opens is your own copy of the course in `work/`: write into it as you like, git and the tests do not look there.
 It is made on first use. A lesson that you have changed is never overwritten; the others follow the course's updates.
@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from shared.files import sha256_of
 from tools import notebooks, setup
+from tools.settings import check_paths
 
 ROOT = notebooks.ROOT
 SETTINGS = ROOT / "tools" / "jupyterlab"  # no question about news; the reader's own settings go first
@@ -85,10 +86,19 @@ def sign(paths):
 
 
 def command(folder, page, options):
-    """How JupyterLab is started; a setting that the reader gives takes the place of ours."""
+    """How JupyterLab is started; a setting that the reader gives takes the place of ours.
+
+    It says little: among all its notes, a reader would miss the address. What it sends to the kernels is encrypted
+    where ZeroMQ can do that; otherwise each kernel warns of eavesdroppers.
+    """
+    import zmq
+
     ours = {"ServerApp.root_dir": folder, "ServerApp.preferred_dir": folder,
             "LabApp.default_url": f"/lab/tree/{quote(page)}", "LabApp.app_settings_dir": SETTINGS,
-            "LabApp.news_url": None, "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"}
+            "LabApp.news_url": None, "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+            "Application.log_level": "ERROR"}
+    if zmq.has("curve"):
+        ours["KernelManager.transport_encryption"] = "auto"
     given = {option.partition("=")[0] for option in options}
     settings = [f"--{name}={value}" for name, value in ours.items() if f"--{name}" not in given]
     return [sys.executable, "-m", "jupyterlab", *settings, *options]
@@ -111,10 +121,14 @@ def main(arguments=None):
         if old:
             print(f"the course has a newer version of {', '.join(map(notebooks.number_of, old))}, and you have changed "
                   f'your copy: it stays. For the new one: make lab ARGS="--fresh {notebooks.number_of(old[0])}"')
+    try:
+        check_paths()
+    except ValueError as error:
+        raise SystemExit(error) from None
     page = page.removeprefix("work/")
     if not (folder / page).is_file():
         raise SystemExit(f'your copy has no {page}; the course has: make lab ARGS="{page} --course"')
-    print(f"opening {folder / page}", flush=True)
+    print(f"opening {folder / page} (to stop: Ctrl-C, and then y)", flush=True)
     sign(new)
     process = subprocess.Popen(command(folder, page, options), cwd=folder)
     while True:

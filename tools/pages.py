@@ -8,7 +8,7 @@ import jinja2
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from tools import notebooks
+from tools import hygiene, notebooks
 
 try:
     from latex2mathml.converter import convert as to_mathml
@@ -75,9 +75,13 @@ def exporter_for(folder):
 
 
 def notebook_page(notebook, path):
-    """One notebook as a page: badge without its picture, links to other lessons' pages, pictures inside."""
+    """One notebook as a page: badge without its picture, links to other lessons' pages, pictures inside, and no
+    progress bars: each of their steps would be a line, on red.
+    """
     notebook = deepcopy(notebook)
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not hygiene.is_progress(output)]
         if cell.cell_type == "markdown":
             source = COLAB_BADGE.sub(r"\1", cell.source).replace(ALL_LESSONS, "../index.html")
             cell.source = LESSON_LINK.sub(r"\1.html\2)", source)

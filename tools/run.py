@@ -23,6 +23,7 @@ from pathlib import Path
 from shared.files import command_line
 from tools import index, notebooks, setup
 from tools.notebooks import count
+from tools.settings import check_settings
 
 
 def arguments_of(arguments):
@@ -55,28 +56,6 @@ def machine():
     memory = psutil.virtual_memory().total / 2**30
     return (f"{cpu}, {os.cpu_count()} logical cores{gpu}, {memory:.0f} GiB, {platform.system()}, "
             f"Python {platform.python_version()}, torch {torch.__version__}")
-
-
-def check_settings():
-    """Raise ValueError, in one line, for a setting that names what is not there. Nothing has run yet."""
-    from shared import checkpoints, runtime
-
-    runtime.describe()  # device, number format and scale
-    for name in ("LLM_TEXT", "LLM_BASE"):
-        value = os.environ.get(name, "").strip()
-        path = notebooks.ROOT / Path(value).expanduser()
-        try:
-            if name == "LLM_BASE" and value not in ("", "smollm2"):  # not a folder but a model known by this name
-                checkpoints.open_folder(path)
-            elif name == "LLM_TEXT" and value and not path.read_text(encoding="utf-8-sig").strip():
-                raise ValueError(f"{path} is empty")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name}: {path} is not in UTF-8, in which it must be saved ({error})") from None
-        except OSError as error:
-            reason = f"{path}: {error.strerror}" if error.strerror else error
-            raise ValueError(f"{name}: {reason}") from None
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
 
 
 def data_asked_for(paths):
