@@ -26,7 +26,7 @@ from shared import classification  # noqa: E402
 from shared.checkpoints import load_base  # noqa: E402
 from shared.classification import LABELS, SpamClassifier, parse_messages  # noqa: E402
 from shared.files import command_line  # noqa: E402
-from shared.metrics import classification_metrics, wilson  # noqa: E402
+from shared.metrics import classification_metrics  # noqa: E402
 from shared.runtime import get_device, scale, seed_everything  # noqa: E402
 
 LABEL_COLUMNS = ("label", "category", "class", "target", "v1")  # usual headings in a CSV file
@@ -169,9 +169,6 @@ def learn(file, folder):
           f"{1 - sum(labels) / len(labels):.1%}), with 95 % intervals:")  # fmt: skip
     for what in ("accuracy", "precision", "recall", "f1"):
         low, high = getattr(measured, f"{what}_interval")
-        if what == "f1" and low == high:  # nothing differs that the bootstrap could draw: F1 by a share of Wilson's
-            tp, others = measured.confusion[1][1], measured.confusion[0][1] + measured.confusion[1][0]
-            low, high = (2 * share / (1 + share) for share in wilson(tp, tp + others))
         print(f"  {what:9} {getattr(measured, what):.3f} ({low:.3f} to {high:.3f})")
     classifier.save(folder)
     print(f"kept; from a probability of {classifier.threshold:.3f} on, it says {LABELS[1]}. To label messages, one a "

@@ -65,18 +65,21 @@ class Metrics:
 def classification_metrics(labels, scores, threshold=0.5):
     """`Metrics` of scores [N], the probability of label 1, for labels [N] (0 or 1).
 
-    A score of `threshold` or more is called 1. Wilson's intervals; for F1, which is no share of anything, the
-    bootstrap. Where nothing was called 1, the precision is 0. Raises ValueError unless both labels occur.
+    A score of `threshold` or more is called 1. Wilson's intervals; for F1 the bootstrap. Where nothing was called 1,
+    the precision is 0. Raises ValueError unless both labels occur.
     """
     labels, scores = _checked(labels, scores)
     called = (scores >= threshold).long()
     confusion = torch.bincount(2 * labels + called, minlength=4).view(2, 2).tolist()
     (tn, fp), (fn, tp) = confusion
-    f1 = f1_score(torch.stack([labels, called], dim=1))
+    pairs = torch.stack([labels, called], dim=1)
+    f1, interval = f1_score(pairs), bootstrap(pairs, f1_score)
+    if interval[0] == interval[1]:  # no error to be drawn: with J = tp / (tp + fp + fn), a share, F1 is 2 J / (1 + J)
+        interval = tuple(2 * share / (1 + share) for share in wilson(tp, tp + fp + fn))
     return Metrics(
         len(labels), confusion, (tn + tp) / len(labels), wilson(tn + tp, len(labels)),
         tp / max(1, tp + fp), wilson(tp, tp + fp), tp / (tp + fn), wilson(tp, tp + fn),
-        f1, bootstrap(torch.stack([labels, called], dim=1), f1_score),
+        f1, interval,
     )  # fmt: skip
 
 

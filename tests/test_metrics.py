@@ -64,7 +64,8 @@ def test_a_score_at_the_threshold_counts_as_one():
 def test_where_nothing_is_called_one():
     ours = classification_metrics([0, 0, 1], [0.1, 0.2, 0.3])
     assert ours.confusion == [[2, 0], [1, 0]] and ours.precision == ours.recall == ours.f1 == 0.0
-    assert ours.precision_interval == (0.0, 1.0) and ours.f1_interval == (0.0, 0.0)
+    assert ours.precision_interval == (0.0, 1.0)
+    assert ours.f1_interval[0] == 0.0 < ours.f1_interval[1] < 0.9  # one spam that was missed proves little
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 1, 0], [0.0, 1.0, 1.0, 0.0], [False, True, True, False]])
@@ -286,3 +287,12 @@ def test_only_probabilities_can_be_calibrated(score):
 def test_nothing_has_no_interval():
     with pytest.raises(ValueError, match="there is nothing to draw from"):
         bootstrap(torch.zeros(0), lambda draw: draw.mean().item())
+
+
+def test_no_error_is_no_certainty():
+    """A bootstrap of messages that are all right has no width; ten of ten right are still ten only."""
+    found = classification_metrics([0] * 20 + [1] * 10, [0.1] * 20 + [0.9] * 10)
+    low, high = wilson(10, 10)
+    assert found.f1 == 1 and found.f1_interval == (pytest.approx(2 * low / (1 + low)), pytest.approx(1.0)) and low < 0.8
+    nothing = classification_metrics([0] * 20 + [1] * 10, [0.1] * 30)
+    assert nothing.f1 == 0 and nothing.f1_interval[0] == 0 < nothing.f1_interval[1] < 0.5
