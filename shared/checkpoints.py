@@ -121,7 +121,7 @@ def load_base(path=None, size="gpt2"):
     naming the folder, where it holds no model or no tokenizer that knows <|endoftext|>.
     """
     if not path and os.environ.get("LLM_BASE", "").strip():
-        path = data.places.ROOT / Path(os.environ["LLM_BASE"].strip()).expanduser()
+        path = data.places.ROOT / os.path.expanduser(os.environ["LLM_BASE"].strip())
     if not path and scale() == "full":
         try:
             return load_gpt2(size)

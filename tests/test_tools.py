@@ -167,6 +167,9 @@ def test_a_setting_that_names_what_is_not_there_is_one_line(tmp_path, monkeypatc
     for other in ("LLM_TEXT", "LLM_BASE"):
         monkeypatch.delenv(other, raising=False)
     run.check_settings()
+    monkeypatch.setenv(name, "~nobody-of-this-name/mine")
+    with pytest.raises(ValueError, match=f"^{name}: .*~nobody-of-this-name"):
+        run.check_settings()
     mine = tmp_path / "mine"
     if isinstance(content, bytes):
         mine.write_bytes(content)

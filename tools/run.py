@@ -62,7 +62,7 @@ def check_settings():
     runtime.describe()  # device, number format and scale
     for name in ("LLM_TEXT", "LLM_BASE"):
         value = os.environ.get(name, "").strip()
-        path = notebooks.ROOT / Path(value).expanduser()
+        path = notebooks.ROOT / os.path.expanduser(value)
         try:
             if name == "LLM_BASE" and value not in ("", "smollm2"):  # not a folder but a model known by this name
                 checkpoints.open_folder(path)
