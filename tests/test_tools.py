@@ -16,7 +16,7 @@ import nbformat.v4 as nbf
 import psutil
 import pytest
 
-from tools import badges, clean, execute, hygiene, notebooks, pages, run, save, setup
+from tools import badges, carry, clean, execute, hygiene, notebooks, pages, run, save, setup
 from tools import test as test_tool
 
 ROOT = notebooks.ROOT
@@ -259,6 +259,27 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(quickly, tmp_path, m
     with pytest.raises(OSError, match=r"No space left.*report\.json"):
         quickly("1.2")
     assert (tmp_path / "build/report.json").read_bytes() == before
+
+
+def test_a_notebook_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", GOOD)
+    before, write = path.read_bytes(), Path.write_text
+
+    def killed(path, text, **settings):
+        write(path, text[:20], **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.write(notebooks.read(path), path)
+    assert path.read_bytes() == before
+
+
+def test_carry_names_a_notebook_that_is_not_there(capsys):
+    for arguments, says in (["nothing.ipynb"], "there is no nothing.ipynb"), (["--help"], "NOTEBOOK"):
+        with pytest.raises(SystemExit):
+            carry.main(arguments)
+        assert says in "".join(capsys.readouterr())
 
 
 def test_a_copy_that_cannot_be_written_is_a_lesson_that_failed(quickly, monkeypatch, capsys):
