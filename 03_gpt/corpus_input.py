@@ -100,7 +100,8 @@ def fingerprint(source, skip=()):
 
 
 def _name(source):
-    return valid_unicode(source if _is_remote(source) else Path(source.removeprefix("@")).expanduser().resolve().name)
+    file = Path(os.path.expanduser(source.removeprefix("@")))
+    return valid_unicode(source if _is_remote(source) else file.resolve().name)
 
 
 def _is_remote(source):
@@ -111,7 +112,7 @@ def _parts(source):
     """The sources that a list @FILE names, one a line; any other source is the only one."""
     if not source.startswith("@"):
         return [source]
-    path = Path(source[1:]).expanduser()
+    path = Path(os.path.expanduser(source[1:]))
     if not path.is_file():
         raise CorpusError(f"--source {source}: there is no list {path}")
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
@@ -133,7 +134,7 @@ def _files_of(source):
     if source.startswith(("http://", "https://")):
         name = re.sub(r"^https?://", "", source).split("?")[0]
         return [InputFile(name, f"web/{name.replace(':', '_')}", (source,))], {"name": source}
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.name.endswith(FORMATS) and file.is_file()
                        and not (file.name == "merges.txt" and (file.parent / "vocab.json").exists()))  # a tokenizer's
@@ -222,7 +223,7 @@ def _ask(url):
 def _files_at_hand(beginning):
     """Files in the cache, and in a mirror that is a folder, whose relative paths begin with `beginning`."""
     mirror = os.environ.get("LLM_MIRROR", "").strip()
-    roots = [data_dir(), ROOT / Path(mirror or data_dir()).expanduser()]
+    roots = [data_dir(), ROOT / os.path.expanduser(mirror or data_dir())]
     folder = beginning.rpartition("/")[0]
     found = {path.relative_to(root).as_posix() for root in roots for path in (root / folder).rglob("*")}
     names = sorted(name for name in found if name.startswith(beginning) and name.endswith(FORMATS))

@@ -16,6 +16,7 @@ import io
 import math
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -82,6 +83,7 @@ def tab_separated(text, labels):
         for number, row in enumerate(filter(None, reader)):
             while len(row) > 2 and not row[-1]:
                 row.pop()
+            row[0] = row[0].strip().lower()
             heading = number == 0 and len(row) > 1 and row[0] not in labels
             lines += [""] * (reader.line_num - 1 - len(lines))
             lines.append("" if heading else "\t".join([row[0], " ".join(",".join(row[1:]).split())][: len(row)]))
@@ -93,10 +95,11 @@ def tab_separated(text, labels):
 def read_table(text, labels=None):
     """[(label or "", message), ...] of a CSV text whose first line names its columns; None for a text that is no table.
 
-    With `labels` each row must have one of them. Columns without a name hold what unquoted commas cut off the text.
+    With `labels` each row must have one of them. Columns without a name, after the text, hold what unquoted commas cut
+    off it; one before it is the number of the row, as pandas writes it.
     Raises ValueError, naming the line, for a row with other columns than the first, a wrong label or a wrong quote.
     """
-    first = text.partition("\n")[0][:1000]
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0][:1000]
     for delimiter in ",;\t":
         names = [name.lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
         label, column = ([names.index(name) for name in usual if name in names]
@@ -110,7 +113,7 @@ def read_table(text, labels=None):
     if labels and not label:
         raise ValueError(f"line 1 names no column of labels ({', '.join(LABEL_COLUMNS)}): {first[:60]!r}")
     reader, messages = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []
-    places = [column[0], *(i for i, name in enumerate(names) if not name)]
+    places = [column[0], *(i for i, name in enumerate(names) if not name and i > column[0])]
     try:
         for row in filter(None, reader):
             if len(row) != len(names):
@@ -140,7 +143,10 @@ def how_many_right(given, called, labels):
 
 
 def learn(file, folder):
-    """Train a classifier on the messages of `file` as lesson 4.1 does, say how good it is, and keep it in `folder`."""
+    """Train a classifier on the messages of `file` as lesson 4.1 does, say how good it is, and keep it in `folder`.
+
+    True after Ctrl-C: then it is kept too, as far as it came.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not empty: name a new folder")
     found = read_messages(file)
@@ -152,6 +158,8 @@ def learn(file, folder):
     train, val, test = classification.split(messages)
     rate = sum(label == LABELS[1] for label, _ in train) / len(train)
     print(f"{file}: {len(found)} messages, {len(found) - len(messages)} of them repeated; {rate:.1%} are {LABELS[1]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # what cannot be written is told before the minutes of training
     seed_everything(41)
     base, tokenizer = load_base()
     classifier = SpamClassifier(base.to(get_device()), tokenizer)
@@ -159,7 +167,7 @@ def learn(file, folder):
     shown, lr = RECIPE[scale()]
     epochs, batches = math.ceil(shown / len(seen)), math.ceil(len(seen) / 16)
     weights = classification.class_weights(torch.tensor([LABELS.index(label) for label, _ in seen]), len(LABELS))
-    classification.train_classifier(
+    history = classification.train_classifier(
         classifier, seen, classification.balance(val), batch_size=16, weights=weights, epochs=epochs, lr=lr,
         warmup_steps=epochs * batches // 10)  # fmt: skip
     classifier.threshold = 1 - rate  # the weights showed it a world of halves; in this one a probability must be higher
@@ -171,9 +179,11 @@ def learn(file, folder):
         low, high = getattr(measured, f"{what}_interval")
         print(f"  {what:9} {getattr(measured, what):.3f} ({low:.3f} to {high:.3f})")
     classifier.save(folder)
-    print(f"kept; from a probability of {classifier.threshold:.3f} on, it says {LABELS[1]}. To label messages, one a "
-          f"line or a CSV text:\n"
+    early = f" after {history.steps_done} of {epochs * batches} steps" if history.interrupted else ""
+    print(f"kept{early}; from a probability of {classifier.threshold:.3f} on, it says {LABELS[1]}. To label messages, one "
+          f"a line or a CSV text:\n"
           f"  python 04_classification_finetune/classify.py {folder} < messages.txt")  # fmt: skip
+    return history.interrupted
 
 
 def main(argv=None):
@@ -192,8 +202,7 @@ def main(argv=None):
     sys.stdout.reconfigure(errors="replace")
     try:
         if args.train:
-            learn(args.train, args.out)
-            return 0
+            return 130 if learn(args.train, args.out) else 0
         classifier = SpamClassifier.load(args.model)
         if sys.stdin.isatty():
             print("type a message a line, then Ctrl-D (Windows: Ctrl-Z)", file=sys.stderr)

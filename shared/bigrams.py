@@ -33,6 +33,8 @@ class Bigrams:
 
     def probs(self, first, second):
         """P(second | first) of ids that broadcast: [N], [N] -> [N]; one token and all ids: its row [V]. In float64."""
+        if (first < 0).any() or (second < 0).any():  # Python would count them from the end
+            raise ValueError("a token id is below 0")
         pair = first * len(self.unigram) + second
         at = torch.searchsorted(self.pairs, pair).clamp(max=len(self.pairs) - 1)
         count = torch.where(self.pairs[at] == pair, self.counts[at], 0)
@@ -48,10 +50,10 @@ class Bigrams:
 
 
 def check_ids(ids, vocab_size):
-    """`ids` as a tensor [N]. Raises ValueError for fewer than two, or for one outside 0 ... vocab_size - 1."""
+    """`ids` as a tensor [N]. Raises ValueError for another shape, fewer than two, one outside 0 ... vocab_size - 1."""
     ids = torch.as_tensor(ids, dtype=torch.long, device="cpu")
-    if len(ids) < 2:
-        raise ValueError(f"there are {len(ids)} token ids; a pair needs two")
+    if ids.dim() != 1 or len(ids) < 2:
+        raise ValueError(f"there are {' x '.join(map(str, ids.shape))} token ids; a pair needs two in a row")
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise ValueError(f"ids from {ids.min()} to {ids.max()}; vocab_size {vocab_size} allows 0 to {vocab_size - 1}")
     return ids

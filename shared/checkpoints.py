@@ -76,7 +76,7 @@ def load_base(path=None, size="gpt2"):
     path = path or os.environ.get("LLM_BASE", "").strip()
     if path == "smollm2":
         return load_gguf(data.fetch("smollm2"))
-    path = path and data.places.ROOT / Path(path).expanduser()
+    path = path and data.places.ROOT / os.path.expanduser(path)
     if not path and scale() == "full":
         try:
             return load_gpt2(size)

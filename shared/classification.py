@@ -163,7 +163,7 @@ class SpamClassifier(nn.Module):
         settings = {
             "architectures": [architecture_of(self.config)[0].CLASSIFIER], "id2label": numbers,
             "label2id": {label: int(i) for i, label in numbers.items()},
-            "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT), "threshold": self.threshold,
+            "pad_token_id": self.tokenizer.encode_single_token(END_OF_TEXT), "threshold": float(self.threshold),
         }  # fmt: skip
         score = {"score.weight": self.head.weight.detach().cpu().contiguous()}
         save_model(self.gpt, self.tokenizer, folder, extra=score, settings=settings)

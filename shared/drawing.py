@@ -25,7 +25,7 @@ SIGNED = "RdBu_r"  # the colour map of signed numbers: blue below zero, white at
 
 def signed(values):
     """Keyword arguments for `imshow` and the like: a diverging colour map whose white is exactly 0."""
-    most = float(abs(values).max()) or 1.0
+    most = max((v for v in abs(values).flatten().tolist() if v < float("inf")), default=0) or 1.0  # not masked, not NaN
     return {"cmap": SIGNED, "vmin": -most, "vmax": most}
 
 
@@ -50,7 +50,7 @@ def canvas(width, height):
 
 def label(axis, x, y, text, size=10, colour=INK, **style):
     """Text centred on (x, y)."""
-    axis.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": size, "color": colour} | style)
+    axis.text(x, y, text, parse_math=False, **{"ha": "center", "va": "center", "size": size, "color": colour} | style)
 
 
 def box(axis, x, y, text="", colour="plain", width=2.0, height=0.8, size=10, **style):
@@ -79,16 +79,15 @@ def matrix(axis, x, y, values, rows=(), columns=(), colour=None, form="{:.1f}", 
     `hidden` [rows, columns]: cells to leave grey and empty (a mask). `rows`, `columns`: names beside and above.
     """
     values = values.tolist() if hasattr(values, "tolist") else [list(row) for row in values]
-    numbers = [v for row in values for v in row if not isinstance(v, str) and abs(v) != float("inf")]
+    numbers = [v for row in values for v in row if not isinstance(v, str) and abs(v) < float("inf")]
     most = max(map(abs, numbers), default=1) or 1
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             blank = hidden is not None and bool(hidden[i][j])
-            coloured = colour is None and not blank and not isinstance(value, str)
-            shade = plt.get_cmap(SIGNED)(0.5 + 0.35 * value / most) if coloured else None
+            coloured = colour is None and not isinstance(value, str)
             edge, fill = COLOURS[colour or "plain"]
             corner = (x + j * cell, y - (i + 1) * cell)
-            fill = "#dfe3e7" if blank else fill if shade is None else shade
+            fill = "#dfe3e7" if blank else plt.get_cmap(SIGNED)(0.5 + 0.35 * value / most) if coloured else fill
             axis.add_patch(plt.Rectangle(corner, cell, cell, ec=edge, fc=fill, lw=1))
             text = "" if blank else value if isinstance(value, str) else form.format(value)
             label(axis, corner[0] + cell / 2, corner[1] + cell / 2, text, size)
@@ -104,8 +103,7 @@ def show(axis, alt):
     with plt.rc_context({"svg.hashsalt": "drawing", "svg.fonttype": "path"}):
         axis.figure.savefig(file, format="svg", facecolor=GROUND, metadata={"Date": None, "Creator": None})
     plt.close(axis.figure)
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", file.getvalue()[file.getvalue().index("<svg"):], flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(<metadata>.*?</metadata>|<!--.*?-->)\s*", "", file.getvalue().partition("<svg")[2], flags=re.DOTALL)
     svg = re.sub(r"\s*\n\s*", " ", svg)  # a notebook stores each line as a string of its own: a fifth of the file
     title = f'<svg role="img" aria-label="{escape(alt)}" style="max-width: 100%; height: auto"'
-    return Drawing(svg.replace("<svg", title, 1).replace(">", f"><title>{escape(alt)}</title>", 1), alt)
+    return Drawing((title + svg).replace(">", f"><title>{escape(alt)}</title>", 1), alt)

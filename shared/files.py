@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 _ASIDE = ".partial-export-"  # how the folder begins in which several files are written aside
@@ -86,22 +87,25 @@ def write_together(folder):
         with write_together(folder) as aside:
             (aside / "config.json").write_text(text, encoding="utf-8")
 
-    `aside` is a new folder in there, whose files take their places one by one at the end of the block. Raises OSError,
-    saying what is new, where they cannot be written.
+    `aside` is a new folder in there, whose files take their places at the end. Raises OSError, saying what is new.
     """
     folder, moved = Path(folder), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
             yield Path(aside)
-            for name in (file.name for file in Path(aside).iterdir() if (folder / file.name).is_dir()):
-                raise IsADirectoryError(f"{name} is a folder there")
+            for file in Path(aside).iterdir():
+                if (folder / file.name).is_dir():
+                    raise IsADirectoryError(f"{file.name} is a folder there")
+                with open(file, "rb+") as whole:
+                    os.fsync(whole.fileno())  # here, so that no time passes between the first move and the last
             for file in sorted(Path(aside).iterdir()):
-                with write_atomically(folder / file.name) as part:
-                    os.replace(file, part)
+                os.replace(file, folder / file.name)
                 moved.append(file.name)
-        for left in folder.glob(f"{_ASIDE}*"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)  # not what a link leads to
+        for left in folder.glob(f"{_ASIDE}*"):  # by a run that was killed, unless somebody writes it now
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > 3600:
+                    shutil.rmtree(left)  # not what a link leads to
     except OSError as error:
         state = f"only {', '.join(moved)} is new there" if moved else "what was there is untouched"
         raise OSError(f"{folder} could not be written ({error}); {state}") from None

@@ -17,9 +17,8 @@ def ollama(model, url="http://localhost:11434", timeout=120):
 
     def ask(prompt):
         messages = [{"role": "user", "content": prompt}]
-        return _post(
-            f"{url}/api/chat", body | {"messages": messages}, timeout, lambda reply: reply["message"]["content"]
-        )
+        return _post(f"{url}/api/chat", body | {"messages": messages}, timeout,
+                     lambda reply: reply["message"]["content"])  # fmt: skip
 
     return ask
 

@@ -142,12 +142,9 @@ def peak_memory(device="cpu"):
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:  # Linux; its `ru_maxrss` would begin with the size of the process that started this one
-        with open("/proc/self/status", encoding="utf-8") as file:
-            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        pass
-    try:
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="utf-8") as file:  # Linux
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    try:  # its number begins with the size of the process that started this one
         import resource
     except ImportError:  # Windows
         return None

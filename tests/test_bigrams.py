@@ -76,8 +76,18 @@ def test_text_is_drawn_from_the_rows_and_the_same_with_the_same_seed():
 @pytest.mark.parametrize(("train", "valid", "said"), [
     ([], [0, 1], "0 token ids"), ([0], [0, 1], "1 token ids"), ([0, 1], [], "0 token ids"),
     ([0, 1], [1], "1 token ids"),
+    ([0, 1], [[0, 1], [1, 0]], "2 x 2 token ids"), ([[0, 1], [1, 0]], [0, 1], "2 x 2 token ids"),
     ([0, 3], [0, 1], "from 0 to 3"), ([0, 1], [-1, 1], "from -1 to 1"),
 ])
 def test_empty_texts_and_ids_out_of_range_are_refused(train, valid, said):
     with pytest.raises(ValueError, match=said):
         bigram_loss(train, valid, 3)
+
+
+def test_an_id_below_zero_is_not_counted_from_the_end():
+    model, everything = Bigrams([3, 3, 3, 0], 4), torch.arange(4)
+    for first, second in ((torch.tensor(-1), everything), (torch.tensor(0), torch.tensor(-1))):
+        with pytest.raises(ValueError, match="below 0"):
+            model.probs(first, second)
+    with pytest.raises(ValueError, match="below 0"):
+        model.generate(-1, 2)

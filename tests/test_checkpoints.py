@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -571,13 +573,39 @@ def test_export_over_links_leaves_what_they_lead_to(tmp_path, folder, bpe):
     assert load_model(folder)[0].config.n_layers == 1
 
 
-def test_what_a_killed_export_left_is_taken_away(folder, bpe):
+def test_what_a_killed_export_left_is_taken_away_and_not_what_another_writes(folder, bpe):
     before = sorted(os.listdir(folder))
-    left = folder / f"{shared_files._ASIDE}abcd1234"
-    left.mkdir()
-    (left / "model.safetensors").write_bytes(b"half")
+    for name, age in ("left", 4000), ("now", 1):
+        left = folder / f"{shared_files._ASIDE}{name}"
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"half")
+        os.utime(left, (time.time() - age,) * 2)
+    (folder / f"{shared_files._ASIDE}link").symlink_to("nowhere")
     save_model(make(), bpe.to_tiktoken("x"), folder)
-    assert sorted(os.listdir(folder)) == before
+    there = {f"{shared_files._ASIDE}now", f"{shared_files._ASIDE}link"}
+    assert set(os.listdir(folder)) == {*before} | there
+
+
+def test_two_that_write_into_one_folder_both_succeed(tmp_path):
+    models = [make(replace(CONFIG, n_layers=n), seed=n) for n in (1, 2)]
+
+    def save(model):
+        for _ in range(10):
+            save_model(model, None, tmp_path / "both")
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(save, models)) == [None, None]
+    assert sorted(os.listdir(tmp_path / "both")) == ["config.json", "generation_config.json", "model.safetensors"]
+
+
+def test_all_files_are_on_the_disk_before_the_first_has_its_name(folder, bpe, monkeypatch):
+    """Else a kill while the weights are brought to the disk would leave the new settings beside the old weights."""
+    done, sync, move = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("move"), move(*paths)))
+    save_model(make(seed=2), bpe.to_tiktoken("x"), folder)
+    last = done.index("move", len(done) - 6)
+    assert done[last:] == ["move"] * 6 and "sync" in done[:last]
 
 
 def test_export_where_a_folder_has_the_name_of_a_file(folder, bpe):

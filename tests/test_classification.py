@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -526,6 +527,12 @@ def test_the_threshold_decides_is_kept_and_is_the_command_s(classifier, tokenize
     model.save(tmp_path)
     assert SpamClassifier.load(tmp_path).threshold == between
     assert SpamClassifier.load(tmp_path).predict(TEXTS)[0] == expected
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32])
+def test_a_threshold_from_a_curve_is_kept_too(classifier, tokenizer, tmp_path, kind):
+    SpamClassifier(classifier.gpt, tokenizer, threshold=kind(0.25)).save(tmp_path)
+    assert SpamClassifier.load(tmp_path).threshold == 0.25
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), None, True, "0.5"])

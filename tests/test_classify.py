@@ -4,14 +4,17 @@ import copy
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import types
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from shared import training
 from shared.checkpoints import save_model
 from shared.tokenizer import BPETokenizer
 from tests.test_classification import CONFIG, STORY, TEXTS, make
@@ -64,6 +67,11 @@ def test_csv_files_are_read(tmp_path):
     for name, turned in (("e.csv", "id;text;class\n1;WIN, now;SPAM \n2;hi;ham\n"),
                          ("e.txt", "text\tlabel\nWIN, now\tspam\nhi\tham")):
         assert read_messages(write(tmp_path / name, turned)) == [("spam", "WIN, now"), ("ham", "hi")]
+    assert read_messages(write(tmp_path / "g.csv", ",label,text,number\n605,ham,hello,0\n7,spam,WIN,1\n")) == [
+        ("ham", "hello"), ("spam", "WIN")]  # fmt: skip  # the numbers of pandas' rows are no part of the texts
+    assert read_messages(write(tmp_path / "h.csv", "label,text\rham,hello\rspam,WIN\r")) == [
+        ("ham", "hello"), ("spam", "WIN")]  # fmt: skip  # as old programs on a Mac end their lines
+    assert read_messages(write(tmp_path / "i.csv", "Ham,hello\nSPAM ,WIN\n")) == [("ham", "hello"), ("spam", "WIN")]
     assert read_messages(write(tmp_path / "f.txt", "ham\ttext\nspam\tclass\n"))[0] == ("ham", "text")  # no headings
     assert read_messages(write(tmp_path / "d.csv", "ham,see you, later\nspam,\n")) == [  # nothing is lost
         ("ham", "see you, later"), ("spam", "")]  # fmt: skip
@@ -278,12 +286,37 @@ def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
 
 
 def test_a_perfect_score_on_few_messages_is_not_called_certain(own, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(classify.classification, "train_classifier", lambda *arguments, **options: None)
+    history = types.SimpleNamespace(interrupted=False, steps_done=1)
+    monkeypatch.setattr(classify.classification, "train_classifier", lambda *arguments, **options: history)
     monkeypatch.setattr(classify.SpamClassifier, "predict", lambda self, texts: (
         [], torch.tensor([[1.0, 0.0] if text.startswith("the lamp") else [0.0, 1.0] for text in texts])))
     own.write_text("\n".join(line for line in own.read_text(encoding="cp1252").split("\n") if "caf" not in line))
     assert classify.main(["--train", str(own), "--out", str(tmp_path / "kept")]) == 0
     assert "  f1        1.000 (0.676 to 1.000)" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_training(own, tmp_path, monkeypatch, capsys):
+    def train(*arguments, **settings):
+        raise AssertionError("it is trained before that is told")
+
+    monkeypatch.setattr(classify.classification, "train_classifier", train)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
+    (tmp_path / "file").touch()
+    for out in ("link", "file/kept"):
+        assert classify.main(["--train", str(own), "--out", str(tmp_path / out)]) == 1
+        assert out.partition("/")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_after_ctrl_c_it_is_kept_and_says_how_far_it_came(own, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    step = training.training_step
+    monkeypatch.setattr(training, "training_step", stopped)
+    assert classify.main(["--train", str(own), "--out", str(tmp_path / "kept")]) == 130
+    assert "kept after 1 of " in capsys.readouterr().out
+    assert classify.SpamClassifier.load(tmp_path / "kept").threshold > 0.5
 
 
 def test_what_cannot_be_learned_from_is_one_sentence(own, tmp_path, capsys):

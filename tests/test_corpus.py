@@ -1174,6 +1174,7 @@ def test_a_folder_is_not_mixed_up(make, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--source", "nowhere"], "there is no such file or folder"),
+    (["--source", "~nobody-of-this-name/x"], "there is no such file or folder"),
     (["--source", "@nowhere"], "there is no list"),
     (["--source", "."], "there is no file ending in one of"),
     (["--source", "a.csv"], "a.csv: the name must end in one of"),

@@ -1,5 +1,7 @@
 """Drawings: what a cell shows, the same each time, and in words for those who do not see it."""
 
+import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -30,6 +32,24 @@ def test_a_matrix_takes_tensors_lists_texts_and_masks():
     assert sketch(hidden=[[False, True], [False, False]]).svg != plain.svg
     assert sketch([["x", "y"], ["z", "-"]]).svg != plain.svg
     assert sketch([[0.0, float("-inf")], [0.0, 0.0]]).svg  # zeros and masked scores
+
+
+def test_a_price_is_no_formula():
+    def paths(text):
+        axis = drawing.canvas(4, 3)
+        drawing.box(axis, 1, 1, text)
+        return drawing.show(axis, "a box").svg.count("<use ")
+
+    assert paths("$5 and $6") == paths("x5 and x6") and paths(r"$\foo$") == 6
+
+
+def test_what_is_not_a_number_or_masked_leaves_the_other_colours_alone():
+    def fills(value):
+        return set(re.findall("fill: #[0-9a-f]+", sketch([[value, 1.0], [0.0, -1.0]]).svg))
+
+    assert fills(1.0) <= fills(math.nan) and fills(1.0) <= fills(-math.inf)
+    scores = torch.tensor([[2.0, -math.inf], [math.nan, -1.0]])
+    assert drawing.signed(scores)["vmax"] == drawing.signed(scores.numpy())["vmax"] == 2
 
 
 @pytest.mark.parametrize("values", [torch.tensor([[-3.0, 1.0]]), torch.zeros(2, 2)])

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat.v4 as nbf
@@ -229,8 +230,9 @@ def test_a_setting_that_names_what_is_not_there_is_told_before_jupyterlab_opens(
 # The learner's copy.
 
 @pytest.fixture
-def course(tmp_path):
+def course(tmp_path, monkeypatch):
     """A course of two lessons, and its copy."""
+    monkeypatch.setattr(lab, "sign", lambda paths: None)  # they are no notebooks
     for name in ("01_a/01_x.ipynb", "01_a/02_y.ipynb"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"first {name}", encoding="utf-8")
@@ -286,7 +288,7 @@ def test_the_learners_copy_is_opened_and_the_course_when_asked_for(course, monke
     assert mine.read_text(encoding="utf-8") == "mine" and signed.pop() == []
     said = capsys.readouterr().out
     assert "newer version of 1.2" in said and 'make lab ARGS="--fresh 1.2"' in said
-    lab.main(["--fresh", "1.2"])
+    lab.main(["--fresh", "work/01_a/02_y.ipynb"])  # as the shell completes it
     assert mine.read_text(encoding="utf-8") == "second" and signed.pop() == ["work/01_a/02_y.ipynb"]
     assert "newer version" not in capsys.readouterr().out
     mine.write_text("mine", encoding="utf-8")
@@ -326,6 +328,95 @@ def test_a_lesson_that_stands_there_from_before_is_the_learners(course):
     (course / "01_a/01_x.ipynb").write_text("second", encoding="utf-8")
     (course / "work" / lab.ORIGINS).unlink()
     assert lab.copy_course(course, course / "work")[1] == [course / "01_a/01_x.ipynb"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"a": 1}', None])
+def test_a_damaged_note_costs_nothing(course, content):
+    (course / "work/01_a/01_x.ipynb").write_text("mine", encoding="utf-8")
+    note = course / "work" / lab.ORIGINS
+    note.write_bytes(content) if content is not None else (note.unlink(), note.symlink_to(course / "README.md"))
+    assert lab.copy_course(course, course / "work") == ([course / "work/01_a/02_y.ipynb"], [course / "01_a/01_x.ipynb"])
+    assert (course / "work/01_a/01_x.ipynb").read_text(encoding="utf-8") == "mine"
+    assert (course / "README.md").read_text(encoding="utf-8") == "first"  # no link is followed
+    assert lab.copy_course(course, course / "work")[0] == []
+
+
+def test_a_page_that_a_learner_has_changed_stays_too(course, monkeypatch, capsys):
+    mine = course / "work/README.md"
+    mine.write_text("my notes", encoding="utf-8")
+    assert lab.copy_course(course, course / "work") == ([], [])
+    (course / "README.md").write_text("second", encoding="utf-8")
+    assert lab.copy_course(course, course / "work") == ([], [course / "README.md"])
+    assert mine.read_text(encoding="utf-8") == "my notes"
+    lab.copy_course(course, course / "work", "README.md")
+    assert mine.read_text(encoding="utf-8") == "second"
+    assert mine.with_name("README-1.md").read_text(encoding="utf-8") == "my notes"
+
+
+def test_links_in_the_copy_are_replaced_and_never_written_through(course, tmp_path):
+    x, y = course / "work/01_a/01_x.ipynb", course / "work/01_a/02_y.ipynb"
+    elsewhere = tmp_path / "elsewhere.ipynb"
+    x.rename(elsewhere)
+    x.symlink_to(elsewhere)
+    y.unlink()
+    y.symlink_to(course / "01_a/02_y.ipynb")  # the course's own
+    for name in ("01_x", "02_y"):
+        (course / f"01_a/{name}.ipynb").write_text("second", encoding="utf-8")
+    assert lab.copy_course(course, course / "work") == ([x, y], [])
+    assert not x.is_symlink() and not y.is_symlink() and elsewhere.read_text(encoding="utf-8").startswith("first")
+
+
+def test_a_copy_that_was_not_signed_is_made_again(course, monkeypatch):
+    def killed(paths):
+        raise KeyboardInterrupt
+
+    (course / "01_a/01_x.ipynb").write_text("second", encoding="utf-8")
+    monkeypatch.setattr(lab, "sign", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lab.copy_course(course, course / "work")
+    signed = []
+    monkeypatch.setattr(lab, "sign", signed.extend)
+    lab.copy_course(course, course / "work")
+    assert signed == [course / "work/01_a/01_x.ipynb"]
+
+
+def test_killed_while_it_copies_it_leaves_no_half_lesson(course, monkeypatch):
+    def half(source, copy):
+        Path(copy).write_text(source.read_text(encoding="utf-8")[:3], encoding="utf-8")
+        raise KeyboardInterrupt
+
+    whole = lab.shutil.copyfile
+    for name in ("01_x", "02_y"):
+        (course / f"01_a/{name}.ipynb").write_text("second", encoding="utf-8")
+    (course / "work/01_a/02_y.ipynb").unlink()
+    monkeypatch.setattr(lab.shutil, "copyfile", half)
+    with pytest.raises(KeyboardInterrupt):
+        lab.copy_course(course, course / "work")
+    monkeypatch.setattr(lab.shutil, "copyfile", whole)
+    assert lab.copy_course(course, course / "work")[1] == []
+    assert {path.read_text(encoding="utf-8") for path in (course / "work").rglob("*.ipynb*")} == {"second"}
+
+
+def test_two_at_once_take_turns(course):
+    for n in range(3, 40):
+        (course / f"01_a/{n:02}_z.ipynb").write_text("x" * 100_000, encoding="utf-8")
+    with ThreadPoolExecutor(4) as pool:
+        for written, old in pool.map(lambda _: lab.copy_course(course, course / "work"), range(4)):
+            assert old == [] and len(written) in (0, 37)
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda work: work.rename(work.with_name("other")) and work.write_text("x"), "work cannot be made ready for "),
+    (lambda work: (work / "01_a/01_x.ipynb").unlink() or (work / "01_a/01_x.ipynb").mkdir(), "01_x.ipynb"),
+    (lambda work: work.rename(work.with_name("other")) and work.symlink_to(work.parents[1]), "would not find `shared`"),
+    (lambda work: work.rename(work.with_name("other")) and work.symlink_to("nowhere"), "cannot be made ready"),
+])
+def test_what_is_in_the_way_of_the_copy_is_one_sentence(course, monkeypatch, spoil, says):
+    monkeypatch.setattr(lab, "ROOT", course)
+    monkeypatch.setattr(lab.setup, "enter", lambda *arguments: None)
+    spoil(course / "work")
+    with pytest.raises(SystemExit, match=says):
+        lab.main(["1.1"])
 
 
 def test_nothing_in_the_copy_leads_out_of_it(tmp_path):

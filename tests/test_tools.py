@@ -1,6 +1,7 @@
 """The tools: running lessons, saving them, the set-up, the blocked network."""
 
 import contextlib
+import errno
 import html
 import json
 import os
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat.v4 as nbf
 import psutil
 import pytest
 
-from tools import badges, clean, execute, hygiene, notebooks, pages, run, save, setup
+from tools import badges, carry, clean, execute, hygiene, notebooks, pages, run, save, setup
 from tools import test as test_tool
 
 ROOT = notebooks.ROOT
@@ -166,6 +168,9 @@ def test_a_setting_that_names_what_is_not_there_is_one_line(tmp_path, monkeypatc
     for other in ("LLM_TEXT", "LLM_BASE"):
         monkeypatch.delenv(other, raising=False)
     run.check_settings()
+    monkeypatch.setenv(name, "~nobody-of-this-name/mine")
+    with pytest.raises(ValueError, match=f"^{name}: .*~nobody-of-this-name"):
+        run.check_settings()
     mine = tmp_path / "mine"
     if isinstance(content, bytes):
         mine.write_bytes(content)
@@ -221,6 +226,78 @@ def test_the_index_keeps_the_pages_of_earlier_runs(quickly, tmp_path, capsys):
     assert "Stopped after 1 of 2 lessons" in page and page.count("Earlier run") == 1 and ">1.1 The one<" in page
     (tmp_path / "build/01_toy/01_one.html").unlink()
     assert ">1.1 The one<" not in quickly("1.2")
+
+
+def test_the_index_keeps_the_pages_of_a_run_beside_this_one(quickly, monkeypatch):
+    def meanwhile(*arguments):
+        monkeypatch.setattr(execute, "run_all", alone)
+        quickly("1.1")
+        return alone(*arguments)
+
+    alone = execute.run_all
+    monkeypatch.setattr(execute, "run_all", meanwhile)
+    assert re.findall(r">(\d\.\d [^<]*)</a>", quickly("1.2")) == ["1.1 The one", "1.2 The two"]
+
+
+@pytest.mark.parametrize("row", [{"name": "01_toy/01_one"}, {"name": "x/01_one"}, [], None])
+def test_rows_of_another_program_are_left_out(quickly, tmp_path, row):
+    quickly("1.1")
+    (tmp_path / "build/report.json").write_text(json.dumps({"notebooks": [row], "earlier": []}), encoding="utf-8")
+    (tmp_path / "build/x").mkdir()
+    (tmp_path / "build/x/01_one.html").touch()
+    assert ">1.2 The two</a>" in quickly("1.2")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(quickly, tmp_path, monkeypatch):
+    def full(path, text, **settings):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    quickly("1.1")
+    before = (tmp_path / "build/report.json").read_bytes()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left.*report\.json"):
+        quickly("1.2")
+    assert (tmp_path / "build/report.json").read_bytes() == before
+
+
+def test_a_notebook_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    path = make_notebook(tmp_path / "01_toy/01_good.ipynb", GOOD)
+    before, write = path.read_bytes(), Path.write_text
+
+    def killed(path, text, **settings):
+        write(path, text[:20], **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.write(notebooks.read(path), path)
+    assert path.read_bytes() == before
+
+
+def test_carry_names_a_notebook_that_is_not_there(capsys):
+    for arguments, says in (["nothing.ipynb"], "there is no nothing.ipynb"), (["--help"], "NOTEBOOK"):
+        with pytest.raises(SystemExit):
+            carry.main(arguments)
+        assert says in "".join(capsys.readouterr())
+
+
+def test_a_copy_that_cannot_be_written_is_a_lesson_that_failed(quickly, monkeypatch, capsys):
+    def full(result, out):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "01_one.ipynb")
+
+    monkeypatch.setattr(run, "write_copies", full)
+    quickly("1.1")
+    said = capsys.readouterr().out
+    assert "FAILED: its copy could not be written" in said and "0 lessons passed, 1 failed" in said
+
+
+def test_a_folder_for_the_results_that_cannot_be_made_is_one_sentence(project):
+    make_notebook(project / "01_toy/01_good.ipynb", GOOD)
+    (project / "file").touch()
+    done = tool(project, "run", "--out", "file")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "file" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("fails", "says"), [

@@ -9,10 +9,10 @@ cut to their first line, tools/setup_cell.py into the cell tagged `setup`, and l
 into the first cell. It never goes the other way. Run `python -m tools.save` on the notebooks it names afterwards.
 """
 
+import argparse
 import ast
 import difflib
 import re
-import sys
 from pathlib import Path
 
 from shared.files import command_line
@@ -156,7 +156,12 @@ def refreshed(cell_source, module_source, module_name="module"):
 
 
 def main(arguments=None):
-    paths = [Path(a) for a in (sys.argv[1:] if arguments is None else arguments)] or notebooks.lessons()
+    parser = argparse.ArgumentParser(prog="python -m tools.carry", allow_abbrev=False, description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", metavar="NOTEBOOK", type=Path, help="default: all lessons")
+    paths = parser.parse_args(arguments).paths or notebooks.lessons()
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        parser.error(f"there is no {', '.join(missing)}")
     failed = False
     for path in paths:
         notebook, changed = notebooks.read(path), []

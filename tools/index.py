@@ -1,8 +1,14 @@
-"""index.html of a run: every lesson of which there is a page, by chapter. It needs the standard library only."""
+"""report.json of a run, and index.html: every lesson of which there is a page, by chapter.
 
+It needs the standard library only.
+"""
+
+import datetime
 import html
+import json
 
-from tools.notebooks import count
+from shared.files import write_atomically
+from tools.notebooks import count, title_in
 
 CHAPTERS = {"01": "Working with text", "02": "Attention", "03": "The GPT model", "04": "Classification",
             "05": "Instructions and answers"}
@@ -74,3 +80,29 @@ def index_page(report):
     about = [f"{name.replace('_', ' ').capitalize()}: {report[name]}" if name != "machine" else report[name]
              for name in ("scale", "number_format", "data", "machine", "finished") if report.get(name)]
     return PAGE.format(summary=summary(report), rows="\n".join(rows), about="<br>".join(map(html.escape, about)))
+
+
+def earlier_results(out):
+    """The rows of the report in `out`, of all runs, whose pages are still there; none where there is no such report."""
+    try:
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        rows = report["notebooks"] + report["earlier"]
+        index_page({"notebooks": [], "earlier": rows, "lessons": 0, "state": ""})  # raises for rows of another program
+        return [row for row in rows if (out / f"{row['name']}.html").is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def write_report(results, out, **about):
+    """Write the report on `results` and its index into `out`, with what a run before it, or beside it, has left."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+    rows = [{"name": r.name, "title": title_in(r.notebook), "seconds": round(r.seconds, 2),
+             "peak_mb": round(r.peak_mb, 1), "headline": r.headline, "error": r.error, "cell": r.cell, "finished": now}
+            for r in results]
+    names = {r.name for r in results}
+    earlier = [row for row in earlier_results(out) if row["name"] not in names]
+    report = about | {"finished": now, "notebooks": rows, "earlier": earlier}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in ("report.json", json.dumps(report, indent=1) + "\n"), ("index.html", index_page(report)):
+        with write_atomically(out / name) as part:
+            part.write_text(text, encoding="utf-8")

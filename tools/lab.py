@@ -5,7 +5,7 @@ lesson opens. It stands before JupyterLab's options, such as `--no-browser`, `--
 `.venv/bin/jupyter lab --help` lists (`--Application.log_level=INFO`: all that it has to say).
 
 What opens is your own copy of the course in `work/`: write into it as you like, git and the tests do not look there.
-It is made on first use. A lesson that you have changed is never overwritten; the others follow the course's updates.
+It is made on first use. What you have changed is never overwritten; the rest follows the course's updates.
   --fresh     open the course's present version of LESSON; your old copy stays beside it, under a number
   --course    open the course itself and not the copy (for those who change lessons)
   --no-venv   stay in the Python that is running
@@ -17,14 +17,14 @@ import subprocess
 import sys
 from urllib.parse import quote
 
-from shared.files import sha256_of
+from shared.files import read_json, sha256_of, write_atomically
 from tools import notebooks, setup
 from tools.settings import check_paths
 
 ROOT = notebooks.ROOT
 SETTINGS = ROOT / "tools" / "jupyterlab"  # no question about news; the reader's own settings go first
 PAGES = ("*.md", "LICENSE", "tools/*.svg", "pictures/*", "shared/*/README.md")  # what lessons and README lead to
-ORIGINS = ".origins.json"  # in the copy: the checksum of the lesson that each file was copied from
+ORIGINS = ".origins.json"  # in the copy: the checksum of the file that each file was copied from
 
 
 def path_of(lesson=None):
@@ -41,15 +41,26 @@ def path_of(lesson=None):
 
 
 def copy_course(root, work, fresh=None):
-    """Bring the learner's copy `work` of the course `root` up to date; returns (files written, lessons left as old).
+    """Bring the learner's copy `work` of the course `root` up to date; returns (lessons written, files left as old).
 
-    A lesson is copied where it is missing, unchanged since it was copied, or `fresh` (a path from the root): then the
-    old file is renamed. Unchanged copies of what the course has no more go. The other pages are always the course's.
+    A file is copied where it is missing, unchanged since it was copied, or `fresh` (a path from the root): then the
+    old file is renamed. Unchanged copies of what the course has no more go. Raises OSError.
     """
+    from filelock import FileLock  # not above: --help comes before the set-up
+
+    work.mkdir(exist_ok=True)
+    with FileLock(work / ".lock", timeout=60):  # two at once would get in each other's way
+        return _copy_course(root, work, fresh)
+
+
+def _copy_course(root, work, fresh):
     note = work / ORIGINS
-    origins = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    written, old = [], []
-    for source in notebooks.lessons(root):
+    try:
+        before = read_json(note, str)
+    except (OSError, ValueError):  # missing, or damaged: then a file counts as changed unless it is the course's
+        before = {}
+    origins, written, old = dict(before), [], []
+    for source in [*notebooks.lessons(root), *(page for pattern in PAGES for page in root.glob(pattern))]:
         name, now = source.relative_to(root).as_posix(), sha256_of(source)
         copy = work / name
         changed = copy.is_file() and sha256_of(copy) not in (now, origins.get(name))
@@ -61,18 +72,18 @@ def copy_course(root, work, fresh=None):
             continue
         if not copy.is_file() or now != origins.get(name):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            with write_atomically(copy) as part:
+                shutil.copyfile(source, part)
             origins[name] = now
-            written.append(copy)
+            written += [copy] if source.suffix == ".ipynb" else []
     for name in [name for name in origins if not (root / name).is_file()]:  # renamed in the course, or gone
         if (work / name).is_file() and sha256_of(work / name) == origins[name]:
             (work / name).unlink()
         del origins[name]
-    for page in [page for pattern in PAGES for page in root.glob(pattern)]:
-        copy = work / page.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(page, copy)
-    note.write_text(json.dumps(origins, indent=1), encoding="utf-8")
+    sign(written)  # before the note: a copy that was not signed, because of a kill, is made again
+    if origins != before:
+        with write_atomically(note) as part:
+            part.write_text(json.dumps(origins, indent=1), encoding="utf-8")
     return written, old
 
 
@@ -111,25 +122,29 @@ def main(arguments=None):
         return 0
     given = [a for a in arguments if a not in ("--no-venv", "--fresh", "--course")]
     lesson, options = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
-    page = path_of(lesson)  # a lesson that is not there is told before the set-up
+    page = path_of(lesson).removeprefix("work/")  # a lesson that is not there is told before the set-up
     setup.enter("tools.lab", arguments)
-    if "--course" in arguments:
-        folder, new = ROOT, notebooks.lessons(ROOT)
-    else:
-        folder = ROOT / "work"
-        new, old = copy_course(ROOT, folder, page if "--fresh" in arguments else None)
-        if old:
-            print(f"the course has a newer version of {', '.join(map(notebooks.number_of, old))}, and you have changed "
-                  f'your copy: it stays. For the new one: make lab ARGS="--fresh {notebooks.number_of(old[0])}"')
     try:
         check_paths()
     except ValueError as error:
         raise SystemExit(error) from None
-    page = page.removeprefix("work/")
+    folder, old = ROOT if "--course" in arguments else ROOT / "work", []
+    if not folder.resolve().is_relative_to(ROOT.resolve()):
+        raise SystemExit(f"{folder} leads to {folder.resolve()}, where the lessons would not find `shared`")
+    try:
+        if folder == ROOT:
+            sign(notebooks.lessons(ROOT))
+        else:
+            _, old = copy_course(ROOT, folder, page if "--fresh" in arguments else None)
+    except OSError as error:
+        raise SystemExit(f"{folder} cannot be made ready for JupyterLab: {error}") from None
+    if old:
+        names = [notebooks.number_of(p) if p.suffix == ".ipynb" else p.relative_to(ROOT).as_posix() for p in old]
+        print(f"the course has a newer version of {', '.join(names)}, and you have changed your copy: it stays. "
+              f'For the new one: make lab ARGS="--fresh {names[0]}"')
     if not (folder / page).is_file():
         raise SystemExit(f'your copy has no {page}; the course has: make lab ARGS="{page} --course"')
     print(f"opening {folder / page} (to stop: Ctrl-C, and then y)", flush=True)
-    sign(new)
     process = subprocess.Popen(command(folder, page, options), cwd=folder)
     while True:
         try:
@@ -139,4 +154,7 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before JupyterLab was there
+        sys.exit(130)

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from shared.files import write_atomically
+
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build a grammar of web addresses: two seconds a start
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_CELL = (ROOT / "tools" / "setup_cell.py").read_text(encoding="utf-8").strip()  # the same in every lesson
@@ -102,8 +104,9 @@ def text_of(notebook):
 
 
 def write(notebook, path):
-    """Write a notebook with Unix line ends, the same on every system."""
-    Path(path).write_text(text_of(notebook), encoding="utf-8", newline="\n")
+    """Write a notebook atomically, with Unix line ends, the same on every system."""
+    with write_atomically(path) as part:
+        part.write_text(text_of(notebook), encoding="utf-8", newline="\n")
 
 
 def code_cells(notebook):

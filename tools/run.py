@@ -8,9 +8,7 @@ after Ctrl-C.
 
 import argparse
 import contextlib
-import datetime
 import io
-import json
 import os
 import platform
 import re
@@ -123,32 +121,6 @@ def table(results):
     return "\n".join(rows)
 
 
-def earlier_results(out):
-    """The rows of the report in `out`, of all runs, whose pages are still there; none where there is no such report."""
-    try:
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        rows = report["notebooks"] + report["earlier"]
-        return [row for row in rows if (out / f"{row['name']}.html").is_file()]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def report_on(results, earlier, **about):
-    """What report.json holds and index.html shows."""
-    now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
-    rows = [{"name": r.name, "title": notebooks.title_in(r.notebook), "seconds": round(r.seconds, 2),
-             "peak_mb": round(r.peak_mb, 1), "headline": r.headline, "error": r.error, "cell": r.cell, "finished": now}
-            for r in results]
-    names = {r.name for r in results}
-    return about | {"finished": now, "notebooks": rows, "earlier": [row for row in earlier if row["name"] not in names]}
-
-
-def write_report(report, out):
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "index.html").write_text(index.index_page(report), encoding="utf-8")
-
-
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     options = arguments_of(arguments)  # a misspelt option, a lesson that is not there: told before the set-up
@@ -158,11 +130,10 @@ def main(arguments=None):
     setup.enter("tools.run", arguments)
 
     out, start = Path(options.out), time.perf_counter()
-    earlier, results, about = earlier_results(out), [], {"lessons": len(paths), "jobs": options.jobs}
+    results, about = [], {"lessons": len(paths), "jobs": options.jobs}
 
     def report(state):
-        seconds = round(time.perf_counter() - start, 1)
-        write_report(report_on(results, earlier, state=state, seconds=seconds, **about), out)
+        index.write_report(results, out, state=state, seconds=round(time.perf_counter() - start, 1), **about)
 
     if there := (out / "index.html").is_file():  # it speaks of another run, should this one end in its first second
         report("begun")
@@ -194,10 +165,13 @@ def main(arguments=None):
             print(f"[{numbers[path]}/{len(paths)}] {notebooks.name_of(path):{width}}", end="", flush=True)
 
     def finish(result):
-        write_copies(result, out)
         results.append(result)
         results.sort(key=lambda result: numbers[result.path])
-        report("begun")  # what is there counts, whatever ends the run
+        try:
+            write_copies(result, out)
+            report("begun")  # what is there counts, whatever ends the run
+        except OSError as error:
+            result.error = result.error or f"its copy could not be written: {error}"
         start = "" if one_line else f"[{numbers[result.path]}/{len(paths)}] {result.name:{width}}"
         print(f"{start}  {result.seconds:6.1f} s   {'FAILED' if result.error else result.headline}", flush=True)
         if result.error:
@@ -214,10 +188,10 @@ def main(arguments=None):
         print(f"\nstopped after {len(results)} of {len(paths)} lessons: {out / 'index.html'}", flush=True)
         os._exit(130)  # the threads that waited for a kernel, killed by now, need no farewell
     about["data"] = data_line(paths, finished=True)
-    report("finished")
     failed, seconds = sum(bool(r.error) for r in results), time.perf_counter() - start
     print(f"\n{table(results)}\n\n{about['machine']}\nexecuted copies: {out / 'index.html'}")
     print(f"{count(len(results) - failed, 'lesson')} passed, {failed} failed, {seconds:.0f} seconds")
+    report("finished")
     return int(failed > 0)
 
 
@@ -226,3 +200,5 @@ if __name__ == "__main__":
         command_line(main)
     except KeyboardInterrupt:  # before the first lesson began
         sys.exit(130)
+    except OSError as error:  # of the folder for the results
+        sys.exit(str(error))

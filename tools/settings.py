@@ -1,7 +1,6 @@
 """Settings that cannot be are told in one line, before a lesson begins."""
 
 import os
-from pathlib import Path
 
 from tools import notebooks
 
@@ -18,7 +17,7 @@ def check_paths():
     """Raise ValueError, in one line, where LLM_TEXT or LLM_BASE names what is not there or cannot be read."""
     for name in ("LLM_TEXT", "LLM_BASE"):
         value = os.environ.get(name, "").strip()
-        path = notebooks.ROOT / Path(value).expanduser()
+        path = notebooks.ROOT / os.path.expanduser(value)  # a home that is not there is no error
         try:
             if name == "LLM_BASE" and value not in ("", "smollm2"):  # not a folder but a model known by this name
                 from shared import checkpoints  # PyTorch is loaded only where it is needed

@@ -62,7 +62,7 @@ def open_url(method, url, seconds, **settings):
         try:
             response = _in_time(seconds, requests.request, method, url, stream=True, timeout=(CONNECT_TIMEOUT, seconds),
                                 hooks={"response": _leave_redirect}, **settings)  # fmt: skip
-        except urllib3.exceptions.LocationParseError as error:
+        except (urllib3.exceptions.LocationParseError, ValueError) as error:  # also of what a redirect leads to
             raise requests.exceptions.InvalidURL(error) from None
         pause = _pause(response, attempt, method)
         if pause is None or pause > PATIENCE - waited:

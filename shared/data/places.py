@@ -8,7 +8,7 @@ LLM_OFFLINE   1: never ask the official addresses (a mirror that is set is still
 
 import os
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -16,7 +16,7 @@ SAMPLES = Path(__file__).resolve().parent / "samples"
 
 def data_dir():
     """The cache folder: `LLM_DATA_DIR`, or `data/` in the course folder. It need not exist yet."""
-    return ROOT / Path(os.environ.get("LLM_DATA_DIR", "").strip() or "data").expanduser()
+    return ROOT / os.path.expanduser(os.environ.get("LLM_DATA_DIR", "").strip() or "data")
 
 
 def is_offline():
@@ -40,9 +40,13 @@ def places_of(entry):
     places = [(form, data_dir() / form.file) for form in entry.forms]
     mirror = os.environ.get("LLM_MIRROR", "").strip()
     if mirror.startswith(("http://", "https://")):
-        places += [(form, f"{mirror.rstrip('/')}/{quote(form.file)}") for form in entry.forms]
+        try:
+            urlsplit(mirror)
+            places += [(form, f"{mirror.rstrip('/')}/{quote(form.file)}") for form in entry.forms]
+        except ValueError as error:
+            print(f"LLM_MIRROR: {mirror} is no address ({error}); going on without a mirror")
     elif mirror:
-        folder = ROOT / Path(mirror).expanduser()
+        folder = ROOT / os.path.expanduser(mirror)
         if not os.path.isdir(folder):
             print(f"LLM_MIRROR: there is no folder {folder}; going on without a mirror")
         places += [(form, folder / form.file) for form in entry.forms]

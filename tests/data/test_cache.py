@@ -428,6 +428,8 @@ def test_relative_folders_count_from_the_course_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_DATA_DIR", "elsewhere")
     assert places.data_dir() == ROOT / "elsewhere"
+    monkeypatch.setenv("LLM_DATA_DIR", "~nobody-of-this-name/data")  # taken as it stands, as a shell does
+    assert places.data_dir() == ROOT / "~nobody-of-this-name/data"
     monkeypatch.delenv("LLM_DATA_DIR")
     assert places.data_dir() == ROOT / "data"
 

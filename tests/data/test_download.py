@@ -391,6 +391,13 @@ def moved(handler, to):
     handler.end_headers()
 
 
+@pytest.mark.parametrize("to", ["http://[::1", "file:///etc/passwd", "http://a..b"])
+def test_redirect_that_leads_nowhere(server, to):
+    add(server.serve("/a", lambda handler: moved(handler, to)))
+    with pytest.raises(data.DownloadError, match="this address cannot be asked"):
+        data.fetch("thing")
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
 def test_json_that_is_none(server, content):
     with pytest.raises(network.Failed, match="its answer is no JSON"):
@@ -457,6 +464,14 @@ def test_mirror_address_that_is_none(server, monkeypatch, mirror):
     add(server.serve("/a", status(404)))
     with pytest.raises(data.DownloadError, match="this address cannot be asked"):
         data.fetch("thing")
+
+
+@pytest.mark.parametrize("mirror", ["http://[::1", "~nobody-of-this-name/data"])
+def test_mirror_that_cannot_be_taken_apart(server, monkeypatch, capsys, mirror):
+    monkeypatch.setenv("LLM_MIRROR", mirror)
+    add(server.serve("/a", body(BODY)))
+    assert data.fetch("thing").read_bytes() == BODY
+    assert "going on without a mirror" in capsys.readouterr().out
 
 
 # --- proxies and certificates ----------------------------------------------------------------------------------------
