@@ -180,8 +180,8 @@ def learn(file, folder):
         print(f"  {what:9} {getattr(measured, what):.3f} ({low:.3f} to {high:.3f})")
     classifier.save(folder)
     early = f" after {history.steps_done} of {epochs * batches} steps" if history.interrupted else ""
-    print(f"kept{early}; from a probability of {classifier.threshold:.3f} on, it says {LABELS[1]}. To label messages, one "
-          f"a line or a CSV text:\n"
+    print(f"kept{early}; from a probability of {classifier.threshold:.3f} on, it says {LABELS[1]}. To label messages, "
+          f"one a line or a CSV text:\n"
           f"  python 04_classification_finetune/classify.py {folder} < messages.txt")  # fmt: skip
     return history.interrupted
 
