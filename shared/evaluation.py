@@ -40,10 +40,10 @@ def token_losses(model, ids, stride):
 
 @torch.no_grad()
 def score_completions(model, pairs, batch_size=16):
-    """How well a model predicts completions: pairs (ids of a context, ids of its completion) -> for each of them
-    (losses of the completion's tokens [n], which of them were the most likely choice [n]).
+    """How well a model predicts completions, for each of `pairs` (ids of a context, ids of its completion).
 
-    Of what does not fit into the context window, the oldest tokens are left out.
+    Returns for each: (losses of the completion's tokens [n], which of them were the most likely choice [n]). Of what
+    does not fit into the context window, the oldest tokens are left out.
     """
     device, C, results = model.token_embedding.weight.device, model.config.context_length, [None] * len(pairs)
     rows = [(list(context) + list(completion))[-C - 1 :] for context, completion in pairs]
