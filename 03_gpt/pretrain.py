@@ -592,6 +592,7 @@ def main(argv=None):
             contextlib.ExitStack() as until_the_end,
         ):
             pretrain(args, processes, until_the_end)
+        processes.total(0)  # none leaves while another still writes
     except OSError as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
@@ -603,3 +604,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    if "LOCAL_RANK" in os.environ:  # in 1 of 15 runs a thread of PyTorch's aborted a process that was done
+        sys.stdout.flush()
+        os._exit(0)

@@ -1,7 +1,7 @@
 """SmolLM2's byte-level encoding as a tiktoken.Encoding, and as the tokenizer.json that transformers reads.
 
-It is GPT-2's kind of encoding with two differences: each digit is a token of its own, and 21 of the 256 bytes, which
-its training text did not hold, have no token.
+It is GPT-2's kind of encoding with two differences: each digit is a token of its own, and 21 of the 256 bytes
+have no token of their own.
 """
 
 import json

@@ -24,7 +24,7 @@ MUTATIONS = [
              replace="for epoch in range(2):"),
 ]
 
-SMALLER = {"T, B, STEPS = 64, 4, 420": "T, B, STEPS = 64, 4, 340"}
+SMALLER = {}  # with fewer steps it does not recite the bundled text
 WRONG_ANSWERS = {
     "bits_per_byte": """
         def bits_per_byte(loss, text, n_tokens):
