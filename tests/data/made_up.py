@@ -23,7 +23,7 @@ class Server(LocalServer):
     """`routes[path]` is a list of answers, one for each request; the last one stays. `log` holds (path, Range)."""
 
     def __init__(self):
-        self.routes, self.log, self.sent = {}, [], []
+        self.routes, self.log, self.counted = {}, [], []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,9 +32,9 @@ class Server(LocalServer):
                 answer = answers.pop(0) if len(answers) > 1 else answers[0]
                 outer.log.append((self.path, self.headers.get("Range")))
                 try:
-                    outer.sent.append(answer(self) or 0)
+                    outer.counted.append(answer(self) or 0)
                 except OSError:  # the client has gone
-                    outer.sent.append(None)
+                    outer.counted.append(None)
 
             do_POST = do_GET
 
@@ -50,6 +50,14 @@ class Server(LocalServer):
     @property
     def ranges(self):
         return [asked for _, asked in self.log]
+
+    @property
+    def sent(self):
+        """The bytes of each answer (None: the client had gone), once all are out: a client may be done before that."""
+        deadline = time.monotonic() + 5
+        while len(self.counted) < len(self.log) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return list(self.counted)
 
 
 def body(content, *, ranges=True, cut=None, length=None, hold=None):

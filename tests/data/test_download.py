@@ -103,10 +103,6 @@ def test_part_that_is_whole_is_not_sent_again(server, size):
     cached().parent.mkdir(parents=True)
     cached("sub/thing.bin.part").write_bytes(BODY)
     assert data.fetch("thing").read_bytes() == BODY
-    for _ in range(100):  # the server counts once its answer is out
-        if server.sent:
-            break
-        time.sleep(0.02)
     assert server.sent == [0] and left_over() == []
 
 
@@ -437,9 +433,6 @@ def test_file_that_never_ends(server, answer, known):
     add(server.serve("/a", answer), server.serve("/b", body(BODY)), sha256=known, size=known)
     REGISTRY["thing"] = replace(REGISTRY["thing"], limit=2**20)
     assert data.fetch("thing").read_bytes() == BODY
-    deadline = time.monotonic() + 10
-    while len(server.sent) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
     assert len(BODY) in server.sent and max(server.sent) < 2**25, server.sent  # what buffers hold, and no more
 
 
