@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "03_gpt")]
 from prepare_corpus import folder_name, open_shards, read_manifest, verify_corpus  # noqa: E402
 from pretrain_processes import Processes, call, gather, load_optimizer, recompute_blocks, synchronised, wrap  # noqa: E402
 
-from shared.checkpoints import OTHER_TOKENIZER_FILES, save_model  # noqa: E402
+from shared.checkpoints import TOKENIZER_FILES, save_model  # noqa: E402
 from shared.files import write_atomically  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import GPT2_CONFIGS, GPTConfig, GPTModel, count_parameters  # noqa: E402
@@ -157,7 +157,7 @@ def build_optimizer(model, name, lr, weight_decay):
 
 # What saving a model writes or takes away; before its first checkpoint, a run has made none of these.
 FOLDER_OF_A_MODEL = ("model.safetensors", "config.json", "generation_config.json", "tokenizer_config.json",
-                     "vocab.json", "merges.txt", *OTHER_TOKENIZER_FILES)  # fmt: skip
+                     *TOKENIZER_FILES)  # fmt: skip
 NOTES = ("settings.json", "metrics.jsonl", "samples.txt", "loss.png")  # what a run writes besides, the first one first
 
 
@@ -604,6 +604,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
-    if "LOCAL_RANK" in os.environ:  # in 1 of 15 runs a thread of PyTorch's aborted a process that was done
+    if "LOCAL_RANK" in os.environ:  # FSDP on a CPU: at the exit a thread of PyTorch's may abort a process that is done
         sys.stdout.flush()
         os._exit(0)

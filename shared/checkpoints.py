@@ -28,8 +28,8 @@ from shared.tokenizer_files import has_tokenizer, read_bpe_files, tokenizer_conf
 from shared.weights import ARCHITECTURES, architecture_of, check_tensors, empty_model, load_weights, put_weights
 
 COURSE_BASE = data.places.ROOT / "shared" / "course_base"
-BPE_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
-OTHER_TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json", "special_tokens_map.json",
+                   "chat_template.jinja")  # of which a reader takes the first that it likes
 
 
 def load_gpt2(name="gpt2"):
@@ -155,7 +155,7 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
             settled = tokenizer_config(bpe, model.config.context_length, END_OF_TEXT, chat_template)
             _write_json(aside / "tokenizer_config.json", settled)
         if smol:
-            eos = tokenizer._special_tokens.get("<|im_end|>", tokenizer.eot_token)
+            eos = tokenizer.end_of_turn
             write_tokenizer_json(tokenizer, aside)
             settled = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length,
                        "eos_token": tokenizer.decode([eos]), "clean_up_tokenization_spaces": False}  # fmt: skip
@@ -165,8 +165,9 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
         _write_json(aside / "config.json", config | ids | (settings or {}))
         _write_json(aside / "generation_config.json", ids | {"pad_token_id": eos})
         shutil.copymode(aside / "config.json", aside / "model.safetensors")  # made for its owner's eyes only
-    for stale in OTHER_TOKENIZER_FILES if bpe else BPE_FILES if smol else ():  # they would be read in place of the new
-        Path(folder, stale).unlink(missing_ok=True)
+        stale = {*TOKENIZER_FILES} - {file.name for file in aside.iterdir()} if tokenizer else ()
+    for name in stale:  # they would be read in place of the new
+        Path(folder, name).unlink(missing_ok=True)
 
 
 def publish(model, tokenizer=None):
@@ -191,8 +192,7 @@ def save_gguf(model, tokenizer, file):
         raise ValueError(f"{file}: there is no tokenizer, and a GGUF file holds one")
     published = publish(model, tokenizer)[0]
     if isinstance(model, LlamaModel):
-        eos = tokenizer._special_tokens.get("<|im_end|>", tokenizer.eot_token)
-        settings = gguf.llama_settings(tokenizer.name, model.config, tokenizer, eos)
+        settings = gguf.llama_settings(tokenizer.name, model.config, tokenizer)
         gguf.write_gguf(file, "llama", settings, llama_files.to_gguf(model))
     else:
         settings = gguf.gpt2_settings(tokenizer.name, model.config, from_tiktoken(tokenizer))

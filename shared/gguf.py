@@ -176,7 +176,7 @@ def gpt2_tensors(tensors, n_layers):
     }
 
 
-def llama_settings(name, config, encoding, eos_id, chat_template=None):
+def llama_settings(name, config, encoding, chat_template=None):
     """What a GGUF file says of a Llama called `name`, with this LlamaConfig and SmolLMEncoding."""
     found = to_tokenizer_json(encoding)["model"]
     special = encoding._special_tokens.values()
@@ -189,6 +189,6 @@ def llama_settings(name, config, encoding, eos_id, chat_template=None):
         "llama.rope.dimension_count": config.head_dim, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": list(found["vocab"]), "tokenizer.ggml.merges": found["merges"],
         "tokenizer.ggml.token_type": [CONTROL if i in special else NORMAL for i in range(encoding.n_vocab)],
-        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.eos_token_id": eos_id,
+        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.eos_token_id": encoding.end_of_turn,
         **({} if chat_template is None else {"tokenizer.chat_template": chat_template}),
     }  # fmt: skip

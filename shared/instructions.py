@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from shared.batches import LengthBuckets, as_list
 from shared.files import write_atomically
 from shared.generation import generate
-from shared.loss import IGNORE, hidden_loss
+from shared.loss import IGNORE
 from shared.tokenizer import END_OF_TEXT, valid_unicode
 
 
@@ -185,7 +186,8 @@ def answer_loss(model, inputs, targets):
     Prompt and padding, most of a batch, never reach the head, the widest layer.
     """
     counts = targets != IGNORE  # [B, T]
-    return hidden_loss(model, model.hidden(inputs)[counts], targets[counts])
+    logits = model.head(model.hidden(inputs)[counts]).float()  # [N, V]
+    return F.cross_entropy(logits, targets[counts], reduction="sum") / counts.sum().clamp(min=1)
 
 
 def respond(model, tokenizer, entries, max_new_tokens=100, *, batch_size=32, template=ALPACA, **sampling):

@@ -10,19 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from shared.runtime import autocast_dtype
+from shared.runtime import autocast_dtype, evaluating
 
 IGNORE = -100  # a target that does not count, as in F.cross_entropy
-
-
-def hidden_loss(model, hidden, targets):
-    """Mean cross-entropy in nats of what the head makes of hidden vectors: hidden [N, D], targets [N] -> [].
-
-    Targets equal to IGNORE do not count; where none counts, the loss is 0.
-    """
-    logits = model.head(hidden).float()  # [N, V]
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    return total / (targets != IGNORE).sum().clamp(min=1)
 
 
 def next_token_loss(model, inputs, targets):
@@ -62,18 +52,13 @@ def mean_loss(model, loader, loss_fn=next_token_loss, max_batches=None):
 
     The model goes back to the mode it was in. Raises ValueError where no target counts.
     """
-    device, was_training = next(model.parameters()).device, model.training
-    total, count = 0.0, 0
-    model.eval()
-    try:
-        with torch.no_grad(), mixed_precision(device):
-            for batch in itertools.islice(loader, max_batches):
-                batch = [tensor.to(device) for tensor in batch]
-                n = (batch[-1] != IGNORE).sum().item()
-                total += loss_fn(model, *batch).item() * n
-                count += n
-    finally:
-        model.train(was_training)
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    with evaluating(model), mixed_precision(device):
+        for batch in itertools.islice(loader, max_batches):
+            batch = [tensor.to(device) for tensor in batch]
+            n = (batch[-1] != IGNORE).sum().item()
+            total += loss_fn(model, *batch).item() * n
+            count += n
     if count == 0:
         raise ValueError("there is nothing to evaluate: the loader gave no batch with a target that counts")
     return total / count

@@ -31,6 +31,11 @@ class SmolLMEncoding(tiktoken.Encoding):
     def n_vocab(self):
         return self.size
 
+    @property
+    def end_of_turn(self):
+        """The id with which an answer ends: of <|im_end|>, where there is one."""
+        return self._special_tokens.get("<|im_end|>", self.eot_token)
+
     def encode_ordinary(self, text):
         return [i for i in super().encode_ordinary(valid_unicode(text)) if i < self.size]
 

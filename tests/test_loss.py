@@ -11,11 +11,12 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.gpt import GPTConfig, GPTModel
-from shared.loss import IGNORE, chunked_loss, hidden_loss, next_token_loss
+from shared.instructions import answer_loss
+from shared.loss import IGNORE, chunked_loss, next_token_loss
 
 CONFIG = GPTConfig(60, 16, 32, 4, 2)
 X, Y = torch.randint(0, 60, (2, 4, 10), generator=torch.Generator().manual_seed(0))
-LOSSES = {"plain": next_token_loss} | {
+LOSSES = {"plain": next_token_loss, "of answers": answer_loss} | {
     f"chunks of {n}": lambda model, inputs, targets, n=n: chunked_loss(model, inputs, targets, n)
     for n in (1, 7, 16, 40, 1000)
 }
@@ -64,7 +65,6 @@ def test_where_no_target_counts_the_loss_and_its_gradient_are_0(loss_fn):
     loss = loss_fn(model, X, torch.full_like(Y, IGNORE))
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in model.parameters())
-    assert hidden_loss(model, torch.empty(0, 32), torch.empty(0, dtype=torch.long)) == 0
 
 
 @EVERY_LOSS
@@ -114,8 +114,8 @@ def test_logits_in_16_bits_are_summed_up_in_32(dtype):
     model = make().to(dtype)
     hidden = model.hidden(X).flatten(0, 1)
     expected = F.cross_entropy(model.head(hidden).double(), Y.flatten()).float()
-    assert_close(hidden_loss(model, hidden, Y.flatten()), expected, rtol=1e-6, atol=1e-6)
-    assert_close(chunked_loss(model, X, Y, 7), expected, rtol=1e-6, atol=1e-6)
+    for loss in (next_token_loss(model, X, Y), answer_loss(model, X, Y), chunked_loss(model, X, Y, 7)):
+        assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss_fn", [next_token_loss, LOSSES["chunks of 16"]])

@@ -67,7 +67,7 @@ def main():
     print([round(loss, 2) for loss in history.val_loss])
     kinds = {name: "Q8_0" if name.startswith("token_embd") else "Q4_1" for name, tensor in to_gguf(model).items()
              if tensor.dim() == 2}  # fmt: skip
-    settings = llama_settings("smollm2-tiny", config, encoding, 2, TEMPLATE)
+    settings = llama_settings("smollm2-tiny", config, encoding, TEMPLATE)
     write_gguf(SAMPLES / "smollm2-tiny.gguf", "llama", settings, to_gguf(model), kinds)
     bigrams = bigram_loss(ids["train"], ids["held out"], config.vocab_size)
     print(f"{len(ids['train']):,} tokens, {time.time() - started:.0f} s; held out: loss {mean_loss(model, held):.3f}, "
