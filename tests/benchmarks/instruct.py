@@ -85,7 +85,7 @@ def bench_generate(n_rounds, device):
         answers[name] = function()
 
     seconds = benchmarks.rounds({name: partial(keep, name, f) for name, f in variants.items()}, n_rounds)
-    ours, theirs_said, slow_said = answers.values()
+    ours, theirs_said, slow_said = (answers[name] for name in variants)  # they ran in an order drawn by lot
     same = sum(a == b for a, b in zip(ours, theirs_said, strict=True))
     slow_same = sum(ours[entries.index(entry)] == said for entry, said in zip(some, slow_said, strict=True))
     print(f"equal answers: transformers {same} of {len(ours)}, one at a time {slow_same} of {len(some)}")
