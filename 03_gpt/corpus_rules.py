@@ -266,6 +266,6 @@ def short_signature(minima):
     return minima.astype(np.uint16)
 
 
-def likeness(one, other):
-    """The estimated Jaccard index of two texts by their signatures, 0 to 1."""
+def similarity(one, other):
+    """The estimated Jaccard similarity of two texts by their signatures, 0 to 1."""
     return np.count_nonzero(one == other) / len(one)

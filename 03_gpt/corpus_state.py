@@ -5,7 +5,7 @@ import sqlite3
 
 import numpy as np
 from corpus_input import CorpusError
-from corpus_rules import likeness
+from corpus_rules import similarity
 
 
 class State:
@@ -92,7 +92,7 @@ class SeenBefore:
         if self.near:
             keys = document.bands.tolist()
             candidates = {self.bands.get(key, self.new_bands.get(key)) for key in keys} - {None}
-            if any(likeness(self._signature(other), document.signature) >= self.near for other in sorted(candidates)):
+            if any(similarity(self._signature(other), document.signature) >= self.near for other in sorted(candidates)):
                 return "near duplicate"
             for key in keys:
                 self.new_bands.setdefault(key, self.documents)

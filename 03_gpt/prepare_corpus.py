@@ -99,7 +99,7 @@ class Settings:
     skip: tuple[str, ...] = ()  # patterns of file names
     keep_meta: tuple[tuple[str, str], ...] = ()  # (key, how its value must begin); several for one key: any of them
     html: bool = True  # strip it
-    near: float | None = 0.8  # from which likeness on a text is a duplicate; None: only equal texts are
+    near: float | None = 0.8  # from which Jaccard similarity on a text is a duplicate; None: only equal texts are
     validation: float = 0.005  # share of the documents
     limit: int | None = None  # bytes of text
     tokenizer: str = "gpt2"  # or a folder, or "train 8192"

@@ -231,7 +231,7 @@ def test_signatures_estimate_the_jaccard_index():
         text = make_text(1000 + i, rng.choice([100, 300, 1000]))
         other = edited(text, rng.randrange(1, 12), rng)
         one, two = (rules.short_signature(rules.minhash(t)) for t in (text, other))
-        errors.append(rules.likeness(one, two) - jaccard(text, other))
+        errors.append(rules.similarity(one, two) - jaccard(text, other))
     assert abs(np.mean(errors)) < 0.01 and np.std(errors) < 0.06
     same = rules.minhash(text.upper().replace(".", " —"))
     assert (same == rules.minhash(text)).all(), "case and punctuation do not count"
@@ -239,16 +239,16 @@ def test_signatures_estimate_the_jaccard_index():
 
 def test_near_duplicates_recall_and_precision(make, tmp_path):
     """Originals and a copy of each: very alike (Jaccard index >= 0.88), or alike only in part (<= 0.7)."""
-    rng, texts, likeness = random.Random(0), [], {}
+    rng, texts, similarity = random.Random(0), [], {}
     for i in range(400):
         length = rng.choice([150, 300, 500])
         texts.append(make_text(5000 + i, length))
         copy = edited(texts[-1], rng.choice([1, 2, 3, length // 40, length // 25, length // 14, length // 10]), rng)
-        likeness[copy] = jaccard(texts[-1], copy)
-    alike = {copy for copy, index in likeness.items() if index >= 0.88}
-    copies = [copy for copy, index in likeness.items() if index >= 0.88 or index <= 0.7]
+        similarity[copy] = jaccard(texts[-1], copy)
+    alike = {copy for copy, index in similarity.items() if index >= 0.88}
+    copies = [copy for copy, index in similarity.items() if index >= 0.88 or index <= 0.7]
     assert len(alike) > 100 and len(copies) - len(alike) > 100, "enough to measure with"
-    assert min(likeness[copy] for copy in alike) < 0.9 and max(set(likeness.values()) - {1}) > 0.97
+    assert min(similarity[copy] for copy in alike) < 0.9 and max(set(similarity.values()) - {1}) > 0.97
     folder = make(write_jsonl(tmp_path / "in.jsonl", texts + copies), near=0.8)
     gone = set(texts + copies) - set(documents_in(folder))
     found = len(gone & alike)
