@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from ablations import fit_baseline, write  # noqa: E402
+
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
 from shared.classification import (  # noqa: E402
@@ -48,7 +49,7 @@ WORDS = {"spam/ham": (" ham", " spam"), "spam/normal": (" normal", " spam")}
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. (2021), section 5
 LABELLED = 100  # validation messages that may choose a threshold for a prompt
 FINE_TUNED, COURSE, TFIDF = "SmolLM2, fine-tuned", "course base, as in lesson 4.1", "TF-IDF"
-RECIPES = {FINE_TUNED: {"epochs": 1, "batch_size": 16, "lr": 3e-5}, COURSE: {"epochs": 1, "batch_size": 16, "lr": 1e-3}}
+RECIPES = {FINE_TUNED: {"epochs": 1, "batch_size": 32, "lr": 5e-5}, COURSE: {"epochs": 1, "batch_size": 16, "lr": 1e-3}}
 PROMPTS = [("plain", 0), ("chat", 0), ("plain", 6, 0), ("plain", 6, 1), ("plain", 6, 2)]  # form, shots, which draw
 
 
@@ -124,20 +125,20 @@ def balanced(pairs):
 
 def measured(labels, scores, thresholds):
     """What scores [N] are worth: AUC, and for each way to choose a threshold the decisions; 95 % intervals."""
+    def interval(pairs, statistic):  # a draw without ham or without spam, where messages are few, shows nothing
+        ends = bootstrap(pairs, lambda some: statistic(some) if some[:, 0].unique().numel() == 2 else 0.5)
+        return [round(end, 4) for end in ends]
+
     pairs = torch.stack([labels.double(), scores.double()], dim=1)
-    interval = bootstrap(pairs, lambda some: roc_auc(some[:, 0].long(), some[:, 1]))
-    result = {"auc": round(roc_auc(labels, scores), 4), "auc_interval": rounded(interval, 4), "decisions": {}}
+    between = interval(pairs, lambda some: roc_auc(some[:, 0].long(), some[:, 1]))
+    result = {"auc": round(roc_auc(labels, scores), 4), "auc_interval": between, "decisions": {}}
     for name, threshold in thresholds.items():
         decided = torch.stack([labels, (scores >= threshold).long()], dim=1)
         confusion = torch.bincount(2 * decided[:, 0] + decided[:, 1], minlength=4).view(2, 2).tolist()
         result["decisions"][name] = {
             "threshold": threshold, "confusion": confusion, "balanced": round(balanced(decided), 4),
-            "interval": rounded(bootstrap(decided, balanced), 4)}  # fmt: skip
+            "interval": interval(decided, balanced)}  # fmt: skip
     return result
-
-
-def rounded(values, places):
-    return [round(value, places) for value in values]
 
 
 def numbers(messages):
@@ -163,7 +164,7 @@ def run_prompt(model, tokenizer, parts, words, form, n_shots, draw=0):
     own = scores[n_free + len(chosen) :]
     both = pairs[n_free + len(chosen) :].exp().sum(dim=1).mean().item()  # how much of its belief went to either word
     return measured(numbers(test), own, thresholds) | {
-        "on_the_words": round(both, 4), "log_odds": rounded(own.tolist(), 2)}  # fmt: skip
+        "on_the_words": round(both, 4), "log_odds": [round(score, 2) for score in own.tolist()]}  # fmt: skip
 
 
 def train_filter(name, model, tokenizer, parts, checkpoint=None, progress=True):

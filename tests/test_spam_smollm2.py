@@ -1,4 +1,4 @@
-"""`04_classification_finetune/spam_smollm2.py`, on the tiny stand-in: prompts, thresholds, a run that was broken off."""
+"""`04_classification_finetune/spam_smollm2.py` on the tiny stand-in: prompts, thresholds, a run that is broken off."""
 
 import json
 import math
@@ -67,8 +67,8 @@ def test_thresholds():
     assert perfect == pytest.approx(0.5)
     halves = torch.tensor([[0.2, 0.6], [0.1, 0.3]]).log()  # of the two words alone: 1/4 and 3/4, twice
     assert script.content_free_threshold(halves) == pytest.approx(math.log(3), abs=1e-6)
-    found = script.measured(labels, scores, {"as asked": 0.0, "x": -1.5})
-    assert found["auc"] == round(5 / 6, 4) and found["decisions"]["as asked"]["confusion"] == [[2, 1], [1, 1]]
+    found = script.measured(labels.repeat(20), scores.repeat(20), {"as asked": 0.0, "x": -1.5})
+    assert found["auc"] == round(5 / 6, 4) and found["decisions"]["as asked"]["confusion"] == [[40, 20], [20, 20]]
     assert found["decisions"]["x"]["balanced"] == round((2 / 3 + 1) / 2, 4)
     low, high = found["decisions"]["x"]["interval"]
     assert low < found["decisions"]["x"]["balanced"] <= high
@@ -77,7 +77,8 @@ def test_thresholds():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """120 messages and the stand-in in place of the data; returns a function that runs the command."""
-    file = tmp_path / "sms.tsv"
+    file = tmp_path / "sms_spam" / "SMSSpamCollection"
+    file.parent.mkdir()
     file.write_text("\n".join(map("\t".join, MESSAGES[:120])) + "\n", encoding="utf-8")
     found = {"sms_spam": file, "smollm2": SAMPLES / "smollm2-tiny.gguf"}
     monkeypatch.setattr(script.data, "fetch", lambda name, **_: found[name])

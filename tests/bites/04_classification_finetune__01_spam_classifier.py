@@ -41,7 +41,7 @@ SMALLER = {
     "balance(train)[:320]": "balance(train)[:32]",
 }
 LEFT_OUT = [
-    "random_heads = ", "left.plot(*roc_curve", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",
+    "random_heads = ", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",
     "handed = finished.SpamClassifier",
 ]
 WRONG_ANSWERS = {
