@@ -308,6 +308,22 @@ def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
     assert sorted((file, file.read_bytes()) for file in kept.iterdir()) == before
 
 
+def test_a_csv_file_of_another_shape_trains_the_same_filter(own, tmp_path):
+    rows = [("ham", HAM.format(i)) for i in range(40)] + [("spam", SPAM.format(i) + ", ok") for i in range(20)]
+    shapes = {
+        "plain": [("label", "text"), *rows],
+        "of pandas, turned": [("", "message", "category"), *((i, b, a) for i, (a, b) in enumerate(rows))],
+        "with empty columns": [("v1", "v2", "", ""), *((*row, "", "") for row in rows)],
+    }
+    kept = []
+    for name, lines in shapes.items():
+        with open(tmp_path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, delimiter=";" if "turned" in name else ",").writerows(lines)
+        assert classify.main(["--train", str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / name)]) == 0
+        kept.append([(tmp_path / name / part).read_bytes() for part in ("model.safetensors", "config.json")])
+    assert kept[0] == kept[1] == kept[2]
+
+
 def test_a_perfect_score_on_few_messages_is_not_called_certain(own, tmp_path, monkeypatch, capsys):
     history = types.SimpleNamespace(interrupted=False, steps_done=1)
     monkeypatch.setattr(classify.classification, "train_classifier", lambda *arguments, **options: history)
