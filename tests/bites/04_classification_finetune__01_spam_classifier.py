@@ -38,7 +38,7 @@ MUTATIONS = [
 SMALLER = {
     "[:400])": "[:200])",
     "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::3], val_balanced[::2],",
-    "balance(train)[:200]": "balance(train)[:32]",
+    "balance(train)[:120]": "balance(train)[:32]",
 }
 LEFT_OUT = [
     "random_heads = ", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",
