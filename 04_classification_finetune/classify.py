@@ -126,7 +126,7 @@ def read_table(text, labels=None):
                     raise ValueError(f"line {reader.line_num}: the label is {given[:20]!r}; it must be one of "
                                      f"{', '.join(labels)}")
             message = delimiter.join(row[i] for i in places).rstrip(delimiter if places[1:] else "")
-            messages.append((given, " ".join(message.split())))
+            messages.append((given, re.sub(r"\s*[\r\n]\s*", " ", message)))  # each on one line, its blanks as they are
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None
     return messages[1:]

@@ -1,6 +1,7 @@
 """`04_classification_finetune/classify.py`: files of messages, and the command line that labels them."""
 
 import copy
+import csv
 import io
 import os
 import re
@@ -118,9 +119,9 @@ def run(*args, stdin=b"", **environment):
 def typed(folder, monkeypatch, capsys):
     """The same in this process, and for text: (exit status, standard output, standard error) of an input."""
 
-    def run_here(text):
+    def run_here(text, where=folder):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8")), newline="\n"))
-        return classify.main([str(folder)]), *capsys.readouterr()
+        return classify.main([str(where)]), *capsys.readouterr()
 
     return run_here
 
@@ -138,6 +139,28 @@ def test_lines_are_labelled(folder, classifier):
     done = run(folder, "--threshold", middle, stdin="\n".join(texts).encode("utf-8"))
     assert Counter(line.split("\t")[0] for line in done.stdout.decode("utf-8").split("\n") if line) == {
         "ham": len(texts) - 1, "spam": 1}  # fmt: skip
+
+
+def test_every_message_has_one_label_in_arrays_in_the_kept_folder_and_on_the_command_line(classifier, tmp_path, typed):
+    """Blanks, quotes and commas included, typed a line each and as a CSV text; the threshold is in their midst."""
+    messages = classify.parse_messages((ROOT / "shared/data/samples/sms_messages.tsv").read_text(encoding="utf-8"))
+    messages += [("ham", " two  blanks "), ("spam", 'WIN, "now"  call'), ("ham", "a\x85b\u2028c"), ("ham", "")]
+    given, texts = zip(*messages, strict=True)
+    scores = classifier.predict(texts)[1][:, 1]
+    threshold = (scores.sort().values[len(texts) // 2 - 1 :][:2].mean()).item()
+    in_arrays = ["spam" if is_spam else "ham" for is_spam in (scores >= threshold).tolist()]
+    assert min(map(in_arrays.count, ("ham", "spam"))) > len(texts) / 3
+    kept = classify.SpamClassifier(classifier.gpt, classifier.tokenizer, threshold=threshold)
+    kept.head = classifier.head
+    kept.save(tmp_path)
+    assert classify.SpamClassifier.load(tmp_path).predict(texts)[0] == in_arrays
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([("label", "text"), *messages])
+    right = sum(a == b for a, b in zip(given, in_arrays, strict=True))
+    for text, said in (("\n".join(texts) + "\n", ""), (table.getvalue(), f"right: {right} of {len(texts)} ")):
+        status, out, err = typed(text, tmp_path)
+        assert status == 0 and [line.split("\t")[0] for line in out.split("\n")[:-1]] == in_arrays
+        assert err.startswith(said)
 
 
 def test_odd_bytes_and_a_narrow_terminal(folder):
@@ -283,6 +306,22 @@ def test_a_classifier_of_ones_own(own, tmp_path, monkeypatch, capsys):
     assert classify.main(["--train", str(own), "--out", str(kept)]) == 1
     assert "is there already and not empty" in capsys.readouterr().err
     assert sorted((file, file.read_bytes()) for file in kept.iterdir()) == before
+
+
+def test_a_csv_file_of_another_shape_trains_the_same_filter(own, tmp_path):
+    rows = [("ham", HAM.format(i)) for i in range(40)] + [("spam", SPAM.format(i) + ", ok") for i in range(20)]
+    shapes = {
+        "plain": [("label", "text"), *rows],
+        "of pandas, turned": [("", "message", "category"), *((i, b, a) for i, (a, b) in enumerate(rows))],
+        "with empty columns": [("v1", "v2", "", ""), *((*row, "", "") for row in rows)],
+    }
+    kept = []
+    for name, lines in shapes.items():
+        with open(tmp_path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, delimiter=";" if "turned" in name else ",").writerows(lines)
+        assert classify.main(["--train", str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / name)]) == 0
+        kept.append([(tmp_path / name / part).read_bytes() for part in ("model.safetensors", "config.json")])
+    assert kept[0] == kept[1] == kept[2]
 
 
 def test_a_perfect_score_on_few_messages_is_not_called_certain(own, tmp_path, monkeypatch, capsys):

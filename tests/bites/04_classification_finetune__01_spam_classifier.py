@@ -25,6 +25,10 @@ MUTATIONS = [
              replace='"head": [classifier.gpt.final_norm, classifier.head],'),
     Mutation("precision and recall change places", find="tp / max(1, tp + fp), wilson(tp, tp + fp)",
              replace="tp / max(1, tp + fn), wilson(tp, tp + fn)"),
+    Mutation("the threshold is not kept", find='"threshold": float(self.threshold)', replace='"threshold": 0.5'),
+    Mutation("what was kept is read without its threshold", find="tokenizer, folder), labels, threshold)",
+             replace="tokenizer, folder), labels)"),
+    Mutation("predict has a threshold of its own", find=">= self.threshold, -1)", replace=">= 0.5, -1)"),
     Mutation("the weights forget how many labels there are", find="(n_labels * counts.float())",
              replace="counts.float()"),
     Mutation("the curve starts at the lenient end", find="scores.argsort(descending=True)", replace="scores.argsort()"),
@@ -34,10 +38,10 @@ MUTATIONS = [
 SMALLER = {
     "[:400])": "[:200])",
     "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::3], val_balanced[::2],",
+    "balance(train)[:120]": "balance(train)[:32]",
 }
 LEFT_OUT = [
-    "random_heads = ", "left.plot(*roc_curve", "threshold = 1 - rate", "kept = torch.tensor(",
-    "zip(axes, (balanced_result", "wrong = [i for i", "folder = data.places", "environment = os.environ",
+    "random_heads = ", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",
     "handed = finished.SpamClassifier",
 ]
 WRONG_ANSWERS = {
@@ -46,9 +50,10 @@ WRONG_ANSWERS = {
             known = {re.sub(r"\\d", "0", text).casefold() for _, text in train}  # a digit more is another text
             return sum(re.sub(r"\\d", "0", text).casefold() in known for _, text in test)
     """,
-    "mean_pool": """
-        def mean_pool(hidden, lengths):
-            return hidden.mean(dim=1)  # padding counts
+    "mislabel": """
+        def mislabel(messages, share, seed=0):
+            n, other = round(share * len(messages)), {"ham": "spam", "spam": "ham"}  # always the first ones
+            return [(other[label] if i < n else label, text) for i, (label, text) in enumerate(messages)]
     """,
     "windows": """
         def windows(ids, size, stride):
