@@ -110,10 +110,10 @@ def pairs(text, regular=None):
     return [(word, forms.split(",") if forms else [regular(word)]) for word, _, forms in split]
 
 
-def passives(actors, things, actions, seed):
-    """Three sentences for each action, each with an actor and a thing drawn for it."""
+def passives(actors, things, actions, each, seed):
+    """`each` sentences for every action, each with an actor and a thing drawn for it."""
     chance, found = random.Random(seed), []
-    for past, [participle] in [pair for pair in actions for _ in range(3)]:
+    for past, [participle] in [pair for pair in actions for _ in range(each)]:
         actor, thing = chance.choice(actors), chance.choice(things)
         key, by_rule = (f"The {thing} was {form} by the {actor}" for form in (participle, past))
         found.append(item("passive", "Rewrite the sentence in the passive voice.", "{}.", [key], by_rule,
@@ -152,8 +152,8 @@ def items():
         found = []
         for family, (instruction, frame, pairs_of_family, rule) in words.items():
             found += of_words(family, instruction, frame, part(pairs_of_family), rule)
-        found += passives(*map(part, (ACTORS.split(), THINGS.split(), pairs(ACTIONS, str))), seed=held_out)
-        found += conversions(part(range(3, 100)), 4 if held_out else 10, seed=held_out)
+        found += passives(*map(part, (ACTORS.split(), THINGS.split(), pairs(ACTIONS, str))), 3 if held_out else 5, held_out)
+        found += conversions(part(range(3, 100)), 4 if held_out else 16, held_out)
         parts.append(found)
     return parts
 

@@ -40,7 +40,7 @@ OUT = Path(__file__).with_name("instruct_smollm2.json")
 # passes: how often the narrow items are read; the entries of the data set are read once
 SETTINGS = {
     "smollm2": {"lr": 3e-5, "passes": 1, "batch_size": 8, "max_tokens": 256, "new_tokens": 50},
-    "course_base": {"lr": 1e-3, "passes": 3, "batch_size": 8, "max_tokens": 256, "new_tokens": 50},
+    "course_base": {"lr": 1e-3, "passes": 1, "batch_size": 8, "max_tokens": 256, "new_tokens": 50},
 }
 NARROW_TOKENS = 24  # as many tokens has an answer to a narrow item at most: the longest expected one has fewer
 
