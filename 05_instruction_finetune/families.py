@@ -10,10 +10,10 @@ An item is an entry of shared.instructions with four more fields: `family`; `key
 frame but no word (add -ed). The lists were written for this course.
 """
 
+import itertools
 import random
 import re
 
-FAMILIES = ("past tense", "plural", "opposite", "spelling", "passive", "units")
 # Where a rule of spelling does not give the form, it stands behind a colon.
 PAST = """
 walk jump climb laugh shout open answer ask help look watch wash paint clean cook pull push start finish learn listen
@@ -58,16 +58,27 @@ class cross dress press guess across bell hill wall shell small spell still mirr
 different difficult office offer effort traffic million village collect connect common comment command summit
 opposite opportunity recommend immediate exaggerate embarrass possess necessary committee tennis hidden bigger"""
 ACTORS = """farmer teacher doctor sailor soldier baker painter singer hunter gardener driver king queen thief judge child
-boy girl man woman dog cat wolf bear monkey nurse captain student neighbor uncle"""
+boy girl man woman dog cat wolf bear monkey nurse captain student neighbor uncle aunt father mother brother sister artist
+writer waiter tailor butcher fisherman policeman lawyer priest prince princess servant shepherd miller carpenter traveler
+stranger visitor guest friend enemy winner player pilot guard cook giant fox goat lion"""
 THINGS = """house letter bridge garden boat table window cake song picture horse door wall basket bottle ring tree ship
-book lamp fence clock coat field flower stone story plate kite bell"""
+book lamp fence clock coat field flower stone story plate kite bell roof road box chair carpet mirror shirt shoe hat coin
+knife spoon cup pot candle blanket pillow drum violin piano map ladder rope wheel wagon cart engine train car bicycle
+tower castle church market shop room kitchen cellar barn farm orchard hedge path river lake island mountain cave ticket
+newspaper page poem dress button pocket bag"""
 ACTIONS = """took:taken stole:stolen saw:seen drew:drawn wrote:written chose:chosen forgot:forgotten gave:given
 broke:broken threw:thrown painted cleaned repaired opened closed watched followed lifted carried moved visited finished
 washed dropped admired loved touched pulled kicked discovered destroyed filled emptied counted noticed saved built found
-sold bought lost burned caught held"""
+sold bought lost burned caught held covered measured described decorated guarded hated ignored inspected liked missed
+needed offered ordered packed polished praised protected pushed received remembered removed returned rented sketched
+shared borrowed improved damaged designed"""
+STATES = """old new clean dirty broken empty full heavy small large beautiful cheap safe warm cold wet dry dark bright strong
+weak ready late famous useful strange quiet tired happy hungry busy angry lucky rich poor sick alone awake asleep lost
+hidden ruined popular modern careful polite honest lazy clever friendly kind brave gentle proud rude calm"""
 UNITS = [("kilometers", "meters", 1000), ("kilograms", "grams", 1000), ("liters", "milliliters", 1000),
          ("meters", "centimeters", 100), ("dollars", "cents", 100), ("centimeters", "millimeters", 10),
          ("hours", "minutes", 60), ("days", "hours", 24), ("weeks", "days", 7), ("feet", "inches", 12)]  # fmt: skip
+SENTENCES = {"passive": r"the \w+ was \w+ by the \w+", "negative": r"the \w+ (is|was|will) not \w+( \w+)?"}  # the forms
 
 
 def past_tense(verb):
@@ -121,6 +132,16 @@ def passives(actors, things, actions, each, seed):
     return found
 
 
+def negatives(actors, states, n, seed):
+    """`n` different sentences about someone and a state, to be made negative."""
+    chance, found = random.Random(seed), []
+    for actor, verb, state in chance.sample([*itertools.product(actors, ("is", "was", "will be"), states)], n):
+        first, *rest = verb.split()
+        key = " ".join(("The", actor, first, "not", *rest, state))
+        found.append(item("negative", "Make the sentence negative.", "{}.", [key], key, f"The {actor} {verb} {state}."))
+    return found
+
+
 def conversions(numbers, each, seed):
     """`each` numbers for every pair of units."""
     chance, found = random.Random(seed), []
@@ -152,7 +173,8 @@ def items():
         found = []
         for family, (instruction, frame, pairs_of_family, rule) in words.items():
             found += of_words(family, instruction, frame, part(pairs_of_family), rule)
-        found += passives(*map(part, (ACTORS.split(), THINGS.split(), pairs(ACTIONS, str))), 3 if held_out else 5, held_out)
+        found += passives(*map(part, (ACTORS.split(), THINGS.split(), pairs(ACTIONS, str))), 2 if held_out else 5, held_out)
+        found += negatives(part(ACTORS.split()), part(STATES.split()), 40 if held_out else 150, held_out)
         found += conversions(part(range(3, 100)), 4 if held_out else 16, held_out)
         parts.append(found)
     return parts
@@ -170,21 +192,19 @@ def without(entries, test):
 def judge(one, answer):
     """What is right about an answer to an item: {"exact", "form", "key"}, each True or False.
 
-    exact: word for word an expected answer. form: the expected sentence, with anything in place of the key. key: a
-    right key stands somewhere in the answer, in whatever words.
+    exact: word for word an expected answer. form: the expected sentence and no more, with any one word in place of the
+    key. key: a right key stands somewhere in the answer, in whatever words.
     """
-    said, before_key, after_key = normalise(answer), *map(normalise, one["frame"].split("{}"))
+    said, before, after = normalise(answer), *map(normalise, one["frame"].split("{}"))
     keys = [normalise(key) for key in one["keys"]]
-    form = said.startswith(before_key) and said.endswith(after_key) and len(said) > len(before_key + after_key) + 1
-    if one["family"] == "passive":  # its key is the whole sentence
-        form = bool(re.fullmatch(r"the \w+ was \w+ by the \w+", said))
-    exact = said in [" ".join(filter(None, (before_key, key, after_key))) for key in keys]
-    return {"exact": exact, "form": form, "key": any(f" {key} " in f" {said} " for key in keys)}
+    form = SENTENCES.get(one["family"]) or f"{re.escape(before)} [\\w-]+{re.escape(' ' + after if after else '')}"
+    exact = said in [" ".join(filter(None, (before, key, after))) for key in keys]
+    return {"exact": exact, "form": bool(re.fullmatch(form, said)), "key": any(f" {key} " in f" {said} " for key in keys)}
 
 
 def score(test, answers):
     """How many answers to the items are right: {family: {"n", "exact", "form", "key"}} (see `judge`)."""
-    counts = {family: dict.fromkeys(("n", "exact", "form", "key"), 0) for family in FAMILIES}
+    counts = {one["family"]: dict.fromkeys(("n", "exact", "form", "key"), 0) for one in test}
     for one, answer in zip(test, answers, strict=True):
         for what, right in ({"n": True} | judge(one, answer)).items():
             counts[one["family"]][what] += right

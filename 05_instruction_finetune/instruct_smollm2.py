@@ -42,7 +42,7 @@ SETTINGS = {
     "smollm2": {"lr": 3e-5, "passes": 1, "batch_size": 8, "max_tokens": 256, "new_tokens": 50},
     "course_base": {"lr": 1e-3, "passes": 1, "batch_size": 8, "max_tokens": 256, "new_tokens": 50},
 }
-NARROW_TOKENS = 24  # as many tokens has an answer to a narrow item at most: the longest expected one has fewer
+NARROW_TOKENS = 40  # of an answer to a narrow item at most: twice what an expected one has, for chatty models
 
 
 def encode_chat(entry, tokenizer):
@@ -102,7 +102,9 @@ def parts(n_entries=None):
     training, _, test = random_split(check_entries(data.load(file))[0])
     narrow_training, narrow = families.items()
     training = families.without(training, narrow)[:n_entries]
-    narrow_training, narrow, ten = narrow_training[:n_entries], narrow[:n_entries], test[:10]
+    if n_entries:  # of each family some
+        narrow_training, narrow = (whole[:: len(whole) // n_entries] for whole in (narrow_training, narrow))
+    ten = test[:10]
     about = {"file": Path(file).name, "bundled_sample": data.places.is_sample(file), "sha256": sha_of([narrow, ten])}
     return training, narrow_training, narrow, ten, about
 
@@ -138,7 +140,7 @@ def main(argv=None):
             print(f"{args.out.name} has {len(old['runs'])} runs: going on")
         else:
             print(f"{args.out.name} was made with other data: starting anew")
-    for seed in (None, *range(args.seeds)):
+    for seed in (*range(args.seeds), None):
         model, tokenizer = load_base("smollm2" if args.model == "smollm2" else COURSE_BASE)
         model.to(get_device())
         head = {"model": args.model, "seed": seed, "base": tokenizer.name, "parameters": count_parameters(model)}
