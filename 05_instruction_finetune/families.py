@@ -1,5 +1,5 @@
-"""Six narrow families of instructions whose answers can be checked word by word: past tense, plural, opposite,
-spelling, passive voice, units.
+"""Seven narrow families of instructions whose answers can be checked word by word: past tense, plural, opposite,
+spelling, passive voice, negative sentences, units.
 
     train, test = families.items()                  # no word, noun or number of a test item stands in a training item
     counts = families.score(test, answers)          # {family: {"n", "exact", "form", "key"}}
@@ -57,23 +57,27 @@ arrive address accident account attack attend appear apply approach support supp
 class cross dress press guess across bell hill wall shell small spell still mirror terror error horror butterfly
 different difficult office offer effort traffic million village collect connect common comment command summit
 opposite opportunity recommend immediate exaggerate embarrass possess necessary committee tennis hidden bigger"""
-ACTORS = """farmer teacher doctor sailor soldier baker painter singer hunter gardener driver king queen thief judge child
-boy girl man woman dog cat wolf bear monkey nurse captain student neighbor uncle aunt father mother brother sister artist
-writer waiter tailor butcher fisherman policeman lawyer priest prince princess servant shepherd miller carpenter traveler
-stranger visitor guest friend enemy winner player pilot guard cook giant fox goat lion"""
-THINGS = """house letter bridge garden boat table window cake song picture horse door wall basket bottle ring tree ship
-book lamp fence clock coat field flower stone story plate kite bell roof road box chair carpet mirror shirt shoe hat coin
-knife spoon cup pot candle blanket pillow drum violin piano map ladder rope wheel wagon cart engine train car bicycle
-tower castle church market shop room kitchen cellar barn farm orchard hedge path river lake island mountain cave ticket
+ACTORS = """
+farmer teacher doctor sailor soldier baker painter singer hunter gardener driver king queen thief judge child boy girl
+man woman dog cat wolf bear monkey nurse captain student neighbor uncle aunt father mother brother sister artist
+writer waiter tailor butcher fisherman policeman lawyer priest prince princess servant shepherd miller carpenter
+traveler stranger visitor guest friend enemy winner player pilot guard cook giant fox goat lion"""
+THINGS = """
+house letter bridge garden boat table window cake song picture horse door wall basket bottle ring tree ship book lamp
+fence clock coat field flower stone story plate kite bell roof road box chair carpet mirror shirt shoe hat coin knife
+spoon cup pot candle blanket pillow drum violin piano map ladder rope wheel wagon cart engine train car bicycle tower
+castle church market shop room kitchen cellar barn farm orchard hedge path river lake island mountain cave ticket
 newspaper page poem dress button pocket bag"""
-ACTIONS = """took:taken stole:stolen saw:seen drew:drawn wrote:written chose:chosen forgot:forgotten gave:given
-broke:broken threw:thrown painted cleaned repaired opened closed watched followed lifted carried moved visited finished
-washed dropped admired loved touched pulled kicked discovered destroyed filled emptied counted noticed saved built found
-sold bought lost burned caught held covered measured described decorated guarded hated ignored inspected liked missed
+ACTIONS = """
+took:taken stole:stolen saw:seen drew:drawn wrote:written chose:chosen forgot:forgotten gave:given broke:broken
+threw:thrown painted cleaned repaired opened closed watched followed lifted carried moved visited finished washed
+dropped admired loved touched pulled kicked discovered destroyed filled emptied counted noticed saved built found sold
+bought lost burned caught held covered measured described decorated guarded hated ignored inspected liked missed
 needed offered ordered packed polished praised protected pushed received remembered removed returned rented sketched
 shared borrowed improved damaged designed"""
-STATES = """old new clean dirty broken empty full heavy small large beautiful cheap safe warm cold wet dry dark bright strong
-weak ready late famous useful strange quiet tired happy hungry busy angry lucky rich poor sick alone awake asleep lost
+STATES = """
+old new clean dirty broken empty full heavy small large beautiful cheap safe warm cold wet dry dark bright strong weak
+ready late famous useful strange quiet tired happy hungry busy angry lucky rich poor sick alone awake asleep lost
 hidden ruined popular modern careful polite honest lazy clever friendly kind brave gentle proud rude calm"""
 UNITS = [("kilometers", "meters", 1000), ("kilograms", "grams", 1000), ("liters", "milliliters", 1000),
          ("meters", "centimeters", 100), ("dollars", "cents", 100), ("centimeters", "millimeters", 10),
@@ -99,7 +103,7 @@ def undouble(word):
 
 
 def normalise(text):
-    """What is compared: words and numbers only, in small letters; 7,000 is 7000; quotes, points, spacing do not count."""
+    """What is compared: words and numbers in small letters, without quotes, points and spacing; 7,000 is 7000."""
     return " ".join(re.findall(r"[\w-]+", re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold())))
 
 
@@ -173,8 +177,9 @@ def items():
         found = []
         for family, (instruction, frame, pairs_of_family, rule) in words.items():
             found += of_words(family, instruction, frame, part(pairs_of_family), rule)
-        found += passives(*map(part, (ACTORS.split(), THINGS.split(), pairs(ACTIONS, str))), 2 if held_out else 5, held_out)
-        found += negatives(part(ACTORS.split()), part(STATES.split()), 40 if held_out else 150, held_out)
+        nouns = part(ACTORS.split())
+        found += passives(nouns, part(THINGS.split()), part(pairs(ACTIONS, str)), 2 if held_out else 5, held_out)
+        found += negatives(nouns, part(STATES.split()), 40 if held_out else 150, held_out)
         found += conversions(part(range(3, 100)), 4 if held_out else 16, held_out)
         parts.append(found)
     return parts
@@ -199,7 +204,8 @@ def judge(one, answer):
     keys = [normalise(key) for key in one["keys"]]
     form = SENTENCES.get(one["family"]) or f"{re.escape(before)} [\\w-]+{re.escape(' ' + after if after else '')}"
     exact = said in [" ".join(filter(None, (before, key, after))) for key in keys]
-    return {"exact": exact, "form": bool(re.fullmatch(form, said)), "key": any(f" {key} " in f" {said} " for key in keys)}
+    has_key = any(f" {key} " in f" {said} " for key in keys)
+    return {"exact": exact, "form": bool(re.fullmatch(form, said)), "key": has_key}
 
 
 def score(test, answers):

@@ -89,7 +89,7 @@ def fine_tune(model, tokenizer, encode, entries, seed, settings, state):
     loader = instruction_loader(items, settings["batch_size"], seed=seed)
     started = time.perf_counter()
     history = train(model, loader, loss_fn=answer_loss, lr=settings["lr"], warmup_steps=len(loader) // 10,
-                    eval_every=max(1, len(loader) // 5), seed=seed, checkpoint=state, resume=state.is_file())  # fmt: skip
+                    eval_every=-(-len(loader) // 5), seed=seed, checkpoint=state, resume=state.is_file())  # fmt: skip
     if history.interrupted:
         raise SystemExit("stopped; the same command goes on")
     return {"items": len(items), "steps": history.steps_done, "tokens": history.tokens_done,
@@ -128,7 +128,7 @@ def main(argv=None):
     parser.add_argument("--model", choices=[*SETTINGS], default="smollm2")
     parser.add_argument("--seeds", type=int, default=1, help="fine-tuning runs (default 1)")
     parser.add_argument("--entries", type=int, help="only so many entries and items of each kind, for a trial")
-    parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: instruct_smollm2.json, here)")
+    parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: instruct_smollm2.json)")
     args = parser.parse_args(argv)
     training, narrow_training, narrow, ten, about = parts(args.entries)
     settings, encode = SETTINGS[args.model], encode_chat if args.model == "smollm2" else encode_entry

@@ -1,4 +1,4 @@
-"""The narrow families of lesson 5.1 (items, unseen words, the judge), and the script that fine-tunes SmolLM2 on them."""
+"""The narrow families of lesson 5.1 (items, unseen words, the judge), and the script that fine-tunes on them."""
 
 import json
 import re
@@ -37,25 +37,23 @@ def test_no_word_asked_for_in_the_test_is_taught(family):
 
 @pytest.mark.parametrize("family", ["passive", "negative"])
 def test_no_noun_verb_or_state_of_a_test_sentence_is_taught(family):
-    asked, taught = (set(" ".join(item["input"] for item in of(items, family)).lower().strip(".").replace(".", "").split())
+    asked, taught = (set(re.findall(r"\w+", " ".join(item["input"].lower() for item in of(items, family))))
                      for items in (TEST, TRAIN))
-    assert asked & taught <= {"the", "is", "was", "will", "be"} | BOTH_LISTS
-
-
-BOTH_LISTS = {"stone"}  # placeholder, see below
+    assert asked & taught <= {"the", "is", "was", "will", "be"}
 
 
 def test_numbers_of_the_test_are_not_taught():
-    asked, taught = ({re.search(r"\d+", item["instruction"])[0] for item in of(items, "units")} for items in (TEST, TRAIN))
+    asked, taught = ({re.search(r"\d+", item["instruction"])[0] for item in of(items, "units")}
+                     for items in (TEST, TRAIN))
     assert not asked & taught
 
 
 def test_forms_against_a_list_by_hand():
     right = {item["instruction"]: item["keys"] for item in TRAIN + TEST}
-    for word, form in (("carry", "carried"), ("play", "played"), ("dance", "danced"), ("stop", "stopped"), ("go", "went")):
+    for word, form in (("carry", "carried"), ("play", "played"), ("dance", "danced"), ("stop", "stopped")):
         assert right[f"What is the past tense of '{word}'?"] == [form]
-    for word, form in (("city", "cities"), ("boy", None), ("box", "boxes"), ("church", "churches"), ("wolf", "wolves")):
-        assert form is None or right[f"What is the plural of '{word}'?"] == [form]
+    for word, form in (("city", "cities"), ("box", "boxes"), ("church", "churches"), ("wolf", "wolves")):
+        assert right[f"What is the plural of '{word}'?"] == [form]
     assert families.plural("boy") == "boys" and families.past_tense("enjoy") == "enjoyed"
     assert right["Correct the spelling of 'leter'."] == ["letter"]
     assert right["What is the opposite of 'big'?"] == ["small", "little"]
@@ -129,7 +127,8 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("LLM_MIRROR", "")
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
     for settings in script.SETTINGS.values():
-        monkeypatch.setitem(settings, "new_tokens", 4)
+        for name, value in (("new_tokens", 4), ("batch_size", 2), ("lr", 1e-2)):
+            monkeypatch.setitem(settings, name, value)
     monkeypatch.setattr(script, "NARROW_TOKENS", 4)
     return tmp_path
 
@@ -141,7 +140,7 @@ def test_the_table_is_made_and_goes_on(offline, capsys):
     assert [(entry["model"], entry["seed"]) for entry in table["runs"]] == [("smollm2", 0), ("smollm2", None)]
     tuned, came = table["runs"]
     assert tuned["base"] == "smollm2-tiny" and table["data"]["bundled_sample"] and len(table["ten"]) == 10
-    assert tuned["steps"] == -(-tuned["items"] // 8) and tuned["narrow"] != came["narrow"]
+    assert tuned["steps"] == -(-tuned["items"] // 2) and tuned["narrow"] != came["narrow"]
     assert sum(counts["n"] for counts in tuned["families"].values()) == len(tuned["narrow"])
     assert not list((offline / "data").glob("*.run"))
     before = out.read_bytes()
