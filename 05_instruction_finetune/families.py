@@ -1,7 +1,7 @@
 """Seven narrow families of instructions whose answers can be checked word by word: past tense, plural, opposite,
 spelling, passive voice, negative sentences, units.
 
-    train, test = families.items()                  # no word, noun or number of a test item stands in a training item
+    train, test = families.items()                  # no training item has a word of its family's test
     counts = families.score(test, answers)          # {family: {"n", "exact", "form", "key"}}
     families.score(test, [item["rule"] for item in test])
 
