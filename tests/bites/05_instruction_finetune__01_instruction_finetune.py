@@ -35,7 +35,7 @@ SMALLER = {
         "narrow_training, narrow_test = (whole[::6] for whole in families.items())",
     "new_tokens=50, threads=2": "new_tokens=20, threads=2",
     "train_loader = instruction_loader(train_data,":
-        "train_loader = instruction_loader(InstructionData(training[:144], tokenizer, C),",
+        "train_loader = instruction_loader(InstructionData(training[-240:], tokenizer, C),",
     "training[:96]": "training[:48]",
     "taught * 3": "taught",
 }
