@@ -8,8 +8,9 @@ MUTATIONS = [
              replace='if field == "input" and value == 0:'),
     Mutation("the parts overlap", find="zip([0, *ends], ends, strict=False)",
              replace="zip([0, *(end - 1 for end in ends)], ends, strict=False)"),
-    Mutation("the held-out prompts come last and so lose", find="check_entries(held_out + training + alpaca",
-             replace="check_entries(training + held_out + alpaca"),
+    Mutation("the held-out prompts come last and so lose", find="check_entries(held_out + kept + alpaca",
+             replace="check_entries(kept + held_out + alpaca"),
+    Mutation("items of the test are trained on", find="alpaca + narrow_training)", replace="alpaca + narrow_test)"),
     Mutation("the last mark counts", find="text.partition(template.answer)[2]",
              replace="text.rpartition(template.answer)[2]"),
     Mutation("an answer has no end", find="[*answer, tokenizer.eot_token]", replace="answer"),
@@ -18,6 +19,8 @@ MUTATIONS = [
     Mutation("the mask is one token late", find="~is_answer[1:]", replace="~is_answer[:-1]"),
     Mutation("the filling counts", find="torch.full((len(batch), T), IGNORE)",
              replace="torch.full((len(batch), T), 0)"),
+    Mutation("the head reads the places one later", find="model.hidden(inputs)[counts]",
+             replace="model.hidden(inputs)[counts.roll(1, 1)]"),
     Mutation("a full row takes one more", find="for room in range(n, max_tokens + 1) if",
              replace="for room in range(n - 2, max_tokens + 1) if"),
     Mutation("the answers come back sorted by length", find="answers[i] = extract_response(template.answer",
@@ -28,32 +31,33 @@ MUTATIONS = [
 
 SMALLER = {
     'data.places.data_dir() / f"{tokenizer.name}-assistant"': "Path(__import__('tempfile').mkdtemp())",
-    "few, 4), epochs=15,": "few, 4), epochs=2,",
-    "for _ in range(3):\n    seconds": "for _ in range(1):\n    seconds",
-    "sorted(ratios)[1]": "ratios[0]",
-    "rates=(5e-5, 1e-3)": "rates=(1e-3,)",
-    "batch_sizes=(4, 16), search_entries=32, new_tokens=50": "batch_sizes=(4,), search_entries=32, new_tokens=20",
-    "packed_loss = short_run(few_rows, rows_per_step, best_lr)": "packed_loss = math.nan",
+    "narrow_training, narrow_test = families.items()":
+        "narrow_training, narrow_test = (whole[::6] for whole in families.items())",
+    "new_tokens=50, threads=2": "new_tokens=20, threads=2",
     "train_loader = instruction_loader(train_data,":
-        "train_loader = instruction_loader(InstructionData(training[:144], tokenizer, C),",
+        "train_loader = instruction_loader(InstructionData(training[-240:], tokenizer, C),",
+    "training[:96]": "training[:48]",
+    "taught * 3": "taught",
 }
-LEFT_OUT = [
-    "def positions_per_second", "packed_val = ", "save_model(model, tokenizer, folder",
-    "needed = (",
-    "handed = finished.InstructionData",
-]
+LEFT_OUT = ["to_be_known = ", "save_model(model, tokenizer, folder", "handed = finished.InstructionData"]
 WRONG_ANSWERS = {
     "answer_mask": """
         def answer_mask(ids, mark):
             last = max((i + len(mark) for i in range(len(ids)) if ids[i : i + len(mark)] == mark), default=len(ids))
             return torch.arange(len(ids)) >= last  # after the last mark
     """,
-    "loss_per_entry": """
-        def loss_per_entry(logits, targets):
-            return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE)  # the mean over tokens
+    "loss_after_training": """
+        def loss_after_training(mask_prompt):
+            copied = copy.deepcopy(model)
+            copied.load_state_dict(start)
+            train(copied, instruction_loader(few, 8), loss_fn=answer_loss, lr=lr, warmup_steps=2, progress=False)
+            return mean_loss(copied, val_loader, answer_loss)  # mask_prompt is forgotten
     """,
-    "packed_mask": """
-        def packed_mask(lengths):
-            return torch.ones(sum(lengths), sum(lengths)).tril().bool()  # causal only
+    "new_family": """
+        def new_family():
+            words = families.pairs("tall short long old young cold warm slow fast " * 4, lambda word: word + "er")
+            made = families.of_words("comparative", "What is the comparative of '{}'?",
+                                     "The comparative of 'WORD' is '{}'.", words, lambda word: word + "er")
+            return made[:24], made[24:]  # the same words in both
     """,
 }
