@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from shared.checkpoints import save_model
+from shared.choices import by_every_rule, last_words, minimal_pairs, mmlu_items, multiple_choice
 from shared.data import readers
 from shared.evaluation import (
     cohen_kappa,
     distinct_n,
-    mmlu_items,
-    multiple_choice,
     overlap,
     pairwise,
     perplexity,
@@ -290,9 +289,8 @@ def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, 
             total = -sum(logits[k, row[-n + k]].item() for k in range(n))
             values.append(total / {"sum": 1, "token": len(ids), "byte": len((" " + choice).encode())}[by])
         right.append(values.index(min(values)) == item["gold"])
-    for batch_size in (1, 5):
-        result = multiple_choice(model, tokenizer, items, by=by, batch_size=batch_size)
-        assert result.right.tolist() == right
+    result = multiple_choice(model, tokenizer, items, by=by)
+    assert result.right.tolist() == right
     assert result.share == sum(right) / 7 and result.interval == wilson(sum(right), 7)
     assert result.chance == pytest.approx((6 * 0.25 + 1 / 3) / 7)
 
