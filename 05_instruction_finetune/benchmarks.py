@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT)]
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, save_model  # noqa: E402
-from shared.choices import by_every_rule, last_words, minimal_pairs, multiple_choice  # noqa: E402
+from shared.choices import by_every_rule, last_words, minimal_pairs  # noqa: E402
 from shared.files import command_line, read_json, write_atomically  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device  # noqa: E402
@@ -134,7 +134,7 @@ def run(models, n, out, only=None):
 
 
 def check(path="smollm2", n=50):
-    """Are our answers those of transformers? (equal on ARC-Easy by sum, by byte, on LAMBADA; n)
+    """Are we right where transformers is? (how often equal on ARC-Easy by sum and by byte, and on LAMBADA; n)
 
     The model is saved as a Hugging Face folder, in float32, and read with transformers, weights, tokenizer and all;
     its side scores one text at a time, from the logits of the whole text.
@@ -156,13 +156,15 @@ def check(path="smollm2", n=50):
         scores = theirs(row).logits[0, :-1].float().log_softmax(dim=-1)
         return scores.gather(1, row[0, 1:, None])[-k:].sum().item()
 
-    equal, items = {}, draw("ARC-Easy", n)[0]
+    items = draw("ARC-Easy", n)[0]
+    scores = [[likelihood(item["query"], choice) for choice in item["choices"]] for item in items]
+    equal, ours = {}, by_every_rule(model, tokenizer, items)
     for rule, size in (("sum", lambda choice: 1), ("byte", lambda choice: len(f" {choice}".encode()))):
         picked = []
-        for item in items:
-            scores = [likelihood(item["query"], choice) / size(choice) for choice in item["choices"]]
-            picked.append(item | {"gold": scores.index(max(scores))})  # what transformers takes for right
-        equal[f"ARC-Easy by {rule}"] = int(multiple_choice(model, tokenizer, picked, by=rule).right.sum())
+        for item, its in zip(items, scores, strict=True):
+            values = [score / size(choice) for score, choice in zip(its, item["choices"], strict=True)]
+            picked.append(values.index(max(values)) == item["gold"])
+        equal[f"ARC-Easy by {rule}"] = sum(a == b for a, b in zip(picked, ours[rule].right.tolist(), strict=True))
     passages, right = draw("LAMBADA", n)[0], []
     for before, _, word in (text.rpartition(" ") for text in passages):
         row = torch.tensor([[start, *ids_of(before)]])

@@ -10,14 +10,17 @@ MUTATIONS = [
     ),
     Mutation(
         "a choice is not divided by its bytes",
-        find='"byte": sizes.__getitem__}[by]',
-        replace='"byte": lambda p: 1}[by]',
+        find='"byte": [len(valid_unicode(choice).encode("utf-8")) + 1 for choice in item["choices"]]}',
+        replace='"byte": [1 for choice in item["choices"]]}',
     ),
     Mutation(
         "the least likely choice wins",
-        find='right.append(values.index(min(values)) == item["gold"])',
-        replace='right.append(values.index(max(values)) == item["gold"])',
+        find='right[rule].append(values.index(min(values)) == item["gold"])',
+        replace='right[rule].append(values.index(max(values)) == item["gold"])',
     ),
+    Mutation("the choices forget the question", find="[query] * n", replace="[query[:-1]] * n"),
+    Mutation("the bad sentence is preferred", find="choices_of((good < bad)[group]", replace="choices_of((good > bad)[group]"),
+    Mutation("half of a last word is not counted", find="sums.append([losses.sum(),", replace="sums.append([losses[0],"),
     Mutation("solved questions that do not fit", find="if n == 0 or room is None or", replace="if n < 9 or"),
     Mutation(
         "repetition is diversity", find="return 1 - different if different else 0.0", replace="return different"
@@ -31,18 +34,22 @@ MUTATIONS = [
 
 SMALLER = {
     "train=1000, epochs=1": "train=240, epochs=1",
-    "answers=100, new_tokens=50, mmlu=96, items=60": "answers=40, new_tokens=25, mmlu=24, items=24",
+    "answers=100, new_tokens=50, mmlu=96, items=30": "answers=40, new_tokens=25, mmlu=24, items=12",
 }
-LEFT_OUT = ["benchmarks = {", "def key_of", "told = {", "def cell_of", "finished = evaluation.perplexity"]
+LEFT_OUT = ["def some(", "main = {", "terms = sorted(", "def key_of", "told = {", "def cell_of", "finished = evaluation.perplexity"]
 WRONG_ANSWERS = {
     "rotations": """
         def rotations(record):
             choices = record["choices"]
             return [record | {"choices": choices[4 - k :] + choices[: 4 - k]} for k in range(4)]  # gold stays behind
     """,
-    "items_needed": """
-        def items_needed(difference, p=0.25):
-            return math.ceil((1.96 / difference) ** 2)  # as if p(1 - p) were 1
+    "most_raised": """
+        def most_raised(model, tokenizer, item):
+            choices = [tokenizer.encode_ordinary(" " + choice) for choice in item["choices"]]
+            query = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"])]
+            with torch.no_grad():
+                losses = [loss.sum().item() for loss in score_choices(model, query, choices)]
+            return losses.index(min(losses))  # likely after the question, or likely anyway
     """,
     "bits_from_question": """
         def bits_from_question(model, pairs):
