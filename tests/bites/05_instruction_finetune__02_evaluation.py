@@ -19,8 +19,8 @@ MUTATIONS = [
         replace='right[rule].append(values.index(max(values)) == item["gold"])',
     ),
     Mutation("the choices forget the question", find="[query] * n", replace="[query[:-1]] * n"),
-    Mutation("the bad sentence is preferred", find="choices_of((good < bad)[group]", replace="choices_of((good > bad)[group]"),
-    Mutation("half of a last word is not counted", find="sums.append([losses.sum(),", replace="sums.append([losses[0],"),
+    Mutation("the bad sentence is preferred", find="((good < bad)[group]", replace="((good > bad)[group]"),
+    Mutation("a last word is its first token", find="sums.append([losses.sum(),", replace="sums.append([losses[0],"),
     Mutation("solved questions that do not fit", find="if n == 0 or room is None or", replace="if n < 9 or"),
     Mutation(
         "repetition is diversity", find="return 1 - different if different else 0.0", replace="return different"
@@ -36,7 +36,9 @@ SMALLER = {
     "train=1000, epochs=1": "train=240, epochs=1",
     "answers=100, new_tokens=50, mmlu=96, items=30": "answers=40, new_tokens=25, mmlu=24, items=12",
 }
-LEFT_OUT = ["def some(", "main = {", "terms = sorted(", "def key_of", "told = {", "def cell_of", "finished = evaluation.perplexity"]
+LEFT_OUT = [
+    "def some(", "terms = sorted(", "def key_of", "told = {", "def cell_of", "finished = evaluation.perplexity",
+]
 WRONG_ANSWERS = {
     "rotations": """
         def rotations(record):
