@@ -84,6 +84,7 @@ def by_every_rule(model, tokenizer, items):
     return {rule: choices_of(answers, chance, cut) for rule, answers in right.items()}
 
 
+@torch.no_grad()
 def score_choices(model, query, choices):
     """The losses of the tokens of each choice after a query, which is read once: ids, lists of ids -> tensors [n].
 

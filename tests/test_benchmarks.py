@@ -49,7 +49,7 @@ def test_table_is_made_continued_and_renewed(script, offline, tmp_path, capsys):
         assert row["answers"].count("1") in row["right"].values()
     grammar = rows["smollm2-tiny", "BLiMP"]
     assert grammar["n"] == 10 == sum(n for _, n in grammar["phenomena"].values())
-    assert capsys.readouterr().out.count("smollm2-tiny") == 6
+    assert capsys.readouterr().out.count("smollm2-tiny   ") == 6
 
 
 def test_a_folder_that_is_not_there(script, offline, tmp_path, capsys):

@@ -49,8 +49,7 @@ WRONG_ANSWERS = {
         def most_raised(model, tokenizer, item):
             choices = [tokenizer.encode_ordinary(" " + choice) for choice in item["choices"]]
             query = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"])]
-            with torch.no_grad():
-                losses = [loss.sum().item() for loss in score_choices(model, query, choices)]
+            losses = [loss.sum().item() for loss in score_choices(model, query, choices)]
             return losses.index(min(losses))  # likely after the question, or likely anyway
     """,
     "bits_from_question": """
