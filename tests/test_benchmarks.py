@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared import data
+from shared.checkpoints import COURSE_BASE
 from shared.metrics import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,8 +58,9 @@ def test_a_folder_that_is_not_there(script, offline, tmp_path, capsys):
     assert "none" in capsys.readouterr().out
 
 
-def test_our_answers_are_those_of_transformers(script, offline):
-    equal, n = script.check("smollm2", n=12)
+@pytest.mark.parametrize("model", ["smollm2", COURSE_BASE], ids=["llama", "gpt"])
+def test_our_answers_are_those_of_transformers(script, offline, model):
+    equal, n = script.check(model, n=12)
     assert n == 12 and equal == {"ARC-Easy by sum": 12, "ARC-Easy by byte": 12, "LAMBADA": 12}
 
 
