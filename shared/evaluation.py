@@ -1,7 +1,7 @@
-"""What a model can do, with intervals: perplexity, multiple choice, preferences, agreement of raters.
+"""What a model can do, with intervals: perplexity, preferences, agreement of raters, repetition.
 
 Every function that reads text takes the tokenizer, a tiktoken.Encoding, as its second argument.
-Shapes: N texts or items, n tokens.
+Shapes: N texts, n tokens.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.data import BatchSampler
 
 from shared.batches import as_list
-from shared.metrics import bootstrap, wilson
+from shared.metrics import bootstrap
 from shared.runtime import evaluating
 from shared.tokenizer import valid_unicode
 
@@ -96,7 +96,11 @@ def perplexity(model, tokenizer, texts):
             sums.append([nats, len(ids), len(valid_unicode(continuation).encode("utf-8"))])
     if not sums:
         raise ValueError("there is no text to predict")
-    sums = torch.tensor(sums, dtype=torch.float64)
+    return perplexity_of(torch.tensor(sums, dtype=torch.float64))
+
+
+def perplexity_of(sums):
+    """`Perplexity` from the nats, tokens and bytes of each text: sums [N, 3]."""
 
     def per_token(rows):
         return (rows[:, 0].sum() / rows[:, 1].sum()).exp().item()
@@ -105,86 +109,6 @@ def perplexity(model, tokenizer, texts):
         return (rows[:, 0].sum() / rows[:, 2].sum()).item() / math.log(2)
 
     return Perplexity(per_token(sums), bootstrap(sums, per_token), bits(sums), bootstrap(sums, bits), sums)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Multiple choice: the share that was right, Wilson's interval, what guessing gives, `right` [N], what was cut.
-
-    Cut are the items whose query lost its beginning because it did not fit into the context.
-    """
-
-    share: float
-    interval: tuple
-    chance: float
-    right: torch.Tensor
-    cut: int
-
-
-def multiple_choice(model, tokenizer, items, by="token", batch_size=16):
-    """`Choices` of items {"query", "choices", "gold"}: the choice with the largest log-likelihood after the query.
-
-    `by`: "sum" of the choice's tokens, or that divided by its "token"s or "byte"s, so that short choices win nothing
-    by being short. Raises ValueError for an item without choices, a gold that is none of them, or a choice that alone
-    is longer than the context; FloatingPointError where the model gives NaN.
-    """
-    if by not in ("sum", "token", "byte"):
-        raise ValueError(f"by is {by!r}; it must be sum, token or byte")
-    items, pairs, sizes, C = as_list(items), [], [], model.config.context_length
-    for i, item in enumerate(items):
-        if item["gold"] not in range(len(as_list(item["choices"]))):
-            raise ValueError(f"item {i}: gold is {item['gold']}; there are {len(item['choices'])} choices")
-        query = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"])]
-        choices = [tokenizer.encode_ordinary(" " + choice) for choice in item["choices"]]
-        if max(map(len, choices)) > C:  # part of it would have no loss, but be counted
-            raise ValueError(f"item {i}: a choice has {max(map(len, choices)):,} tokens; the context holds {C}")
-        pairs += [(query, ids) for ids in choices]
-        sizes += [len(valid_unicode(choice).encode("utf-8")) + 1 for choice in item["choices"]]
-    if not pairs:
-        raise ValueError("there are no items")
-    right, place = [], 0
-    with evaluating(model):
-        scored = score_completions(model, pairs, batch_size)
-    for i, item in enumerate(items):
-        places = range(place, place := place + len(item["choices"]))
-        divide = {"sum": lambda p: 1, "token": lambda p: len(pairs[p][1]), "byte": sizes.__getitem__}[by]
-        values = [scored[p][0].sum().item() / divide(p) for p in places]
-        if any(map(math.isnan, values)):
-            raise FloatingPointError(f"item {i}: the model's loss is NaN; its weights are damaged")
-        right.append(values.index(min(values)) == item["gold"])
-    k, n = sum(right), len(right)
-    chance = sum(1 / len(item["choices"]) for item in items) / n
-    cut = len({id(query) for query, ids in pairs if len(query) + len(ids) > C + 1})
-    return Choices(k / n, wilson(k, n), chance, torch.tensor(right), cut)
-
-
-def mmlu_items(records, dev=(), shots=0, tokenizer=None, max_tokens=None):
-    """MMLU's questions (Hendrycks et al. 2021) as items for `multiple_choice`, whose choices are the letters A to D.
-
-    Each query begins with up to `shots` solved questions of its subject from `dev`: as many as fit into `max_tokens`,
-    for which `tokenizer` is needed. The item's "shots" says how many they are.
-    """
-    items, room = [], None
-    if shots < 0 or (max_tokens is not None and tokenizer is None):
-        raise ValueError(f"shots is {shots} (at least 0), max_tokens {max_tokens} (needs a tokenizer to count them)")
-    if max_tokens is not None:  # less <|endoftext|> before the query and a letter after it
-        room = max_tokens - 1 - max(len(tokenizer.encode_ordinary(f" {letter}")) for letter in "ABCD")
-    for record in records:
-        query, solved = _mmlu_question(record), [d for d in dev if d["subject"] == record["subject"]][:shots]
-        subject = record["subject"].replace("_", " ")
-        head = f"The following are multiple choice questions (with answers) about {subject}."
-        for n in range(len(solved), -1, -1):
-            shown = "".join(f"{_mmlu_question(d)} {'ABCD'[d['gold']]}\n\n" for d in solved[:n])
-            text = f"{head}\n\n{shown}{query}"
-            if n == 0 or room is None or len(tokenizer.encode_ordinary(text)) <= room:
-                break
-        items.append({"query": text, "choices": list("ABCD"), "gold": record["gold"], "shots": n})
-    return items
-
-
-def _mmlu_question(record):
-    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", record["choices"], strict=True))
-    return f"{record['question']}{choices}\nAnswer:"
 
 
 @dataclass(frozen=True)

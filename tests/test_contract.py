@@ -14,7 +14,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from shared.checkpoints import save_model
-from shared.evaluation import multiple_choice, perplexity
+from shared.choices import multiple_choice
+from shared.evaluation import perplexity
 from shared.generation import KVCache, decode_step, generate, prefill, stream
 from shared.gpt import GPTConfig
 from shared.instructions import answer_loss

@@ -1,4 +1,4 @@
-"""Evaluation: scores beside `transformers`, perplexity by hand, choices made so that each rule picks another one."""
+"""Evaluation and choices: scores beside `transformers`, perplexity by hand, choices of which each rule picks one."""
 
 import json
 import math
@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from shared.checkpoints import save_model
+from shared.choices import (
+    by_every_rule,
+    last_words,
+    minimal_pairs,
+    mmlu_items,
+    multiple_choice,
+    score_choices,
+)
 from shared.data import readers
 from shared.evaluation import (
     cohen_kappa,
     distinct_n,
-    mmlu_items,
-    multiple_choice,
     overlap,
     pairwise,
     perplexity,
@@ -290,9 +296,8 @@ def test_choices_equal_a_plain_loop_over_transformers(model, theirs, tokenizer, 
             total = -sum(logits[k, row[-n + k]].item() for k in range(n))
             values.append(total / {"sum": 1, "token": len(ids), "byte": len((" " + choice).encode())}[by])
         right.append(values.index(min(values)) == item["gold"])
-    for batch_size in (1, 5):
-        result = multiple_choice(model, tokenizer, items, by=by, batch_size=batch_size)
-        assert result.right.tolist() == right
+    result = multiple_choice(model, tokenizer, items, by=by)
+    assert result.right.tolist() == right
     assert result.share == sum(right) / 7 and result.interval == wilson(sum(right), 7)
     assert result.chance == pytest.approx((6 * 0.25 + 1 / 3) / 7)
 
@@ -342,6 +347,91 @@ def test_bundled_samples_can_be_scored(tokenizer, name):
     items = reader(ROOT / f"shared/data/samples/{name}.jsonl")[:10]
     result = multiple_choice(model, tokenizer, items)
     assert len(result.right) == 10 and 0 <= result.interval[0] <= result.share <= result.interval[1] <= 1
+
+
+# --- minimal pairs and last words ------------------------------------------------------------------------------------
+
+PAIRS = [{"good": "The lamp is.", "bad": "The lamp are.", "phenomenon": "a"},
+         {"good": "A room", "bad": "A dark room", "phenomenon": "b"},
+         {"good": "She saw it.", "bad": "It she saw.", "phenomenon": "a"}]  # fmt: skip
+
+
+def test_minimal_pairs_equal_transformers(model, theirs, tokenizer):
+    nats = [[sum(their_losses(theirs, [tokenizer.eot_token, *tokenizer.encode_ordinary(pair[which])]))
+             for which in ("good", "bad")] for pair in PAIRS]  # fmt: skip
+    right = [good < bad for good, bad in nats]
+    found = minimal_pairs(model, tokenizer, PAIRS)
+    assert list(found) == ["all", "a", "b"] and found["all"].right.tolist() == right
+    assert found["a"].right.tolist() == [right[0], right[2]] and found["b"].right.tolist() == [right[1]]
+    assert found["all"].interval == wilson(sum(right), 3) and found["all"].chance == 0.5
+    turned = [pair | {"good": pair["bad"], "bad": pair["good"]} for pair in PAIRS]
+    assert minimal_pairs(model, tokenizer, turned)["all"].right.tolist() == [not one for one in right]
+
+
+def test_minimal_pairs_of_a_damaged_model(tokenizer):
+    broken = lively(CONFIG)
+    with torch.no_grad():
+        broken.final_norm.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="its weights are damaged"):
+        minimal_pairs(broken, tokenizer, PAIRS)
+    same = [{"good": "a", "bad": "a", "phenomenon": "a"}]
+    assert minimal_pairs(lively(CONFIG), tokenizer, same)["all"].share == 0  # no preference is no knowledge
+
+
+@torch.no_grad()
+def test_last_words_are_those_of_greedy_decoding(model, theirs, tokenizer):
+    """Of what transformers writes, whole words are right, and the same word with another last token is wrong."""
+    texts, right = ["The dark lamp", "a b c"], []
+    for before in ("The lamp room was", "He saw the", "In the", "A lamp"):
+        ids = [tokenizer.eot_token, *tokenizer.encode_ordinary(before)]
+        new = theirs.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False, pad_token_id=0)[0, len(ids) :]
+        word = tokenizer.decode(new.tolist())
+        if word.startswith(" ") and word.count(" ") == 1 and tokenizer.encode_ordinary(word) == new.tolist():
+            texts.append(before + word)
+    for text in texts:
+        before, _, word = text.rpartition(" ")
+        ids, new = [tokenizer.eot_token, *tokenizer.encode_ordinary(before)], tokenizer.encode_ordinary(" " + word)
+        wrote = theirs.generate(torch.tensor([ids]), max_new_tokens=len(new), do_sample=False, pad_token_id=0)
+        right.append(wrote[0, len(ids) :].tolist() == new)
+    found, surprise = last_words(model, tokenizer, texts)
+    assert found.right.tolist() == right
+    expected = perplexity(model, tokenizer, [(a, f" {b}") for a, _, b in (text.rpartition(" ") for text in texts)])
+    assert_close(surprise.sums, expected.sums, rtol=1e-4, atol=1e-4)
+    assert surprise.bits_per_byte_interval == pytest.approx(expected.bits_per_byte_interval, rel=1e-4)
+
+
+def test_all_tokens_of_a_last_word_must_be_right(tokenizer):
+    ids = tokenizer.encode_ordinary(" q7z")
+    losses = torch.full((400,), 12.0)
+    losses[ids[0]] = 0.1
+    assert len(ids) > 1 and last_words(unigram(losses), tokenizer, ["a q7z"])[0].share == 0
+    one = tokenizer.encode_ordinary(" a")
+    assert len(one) == 1
+    losses[one[0]] = 0.0
+    assert last_words(unigram(losses), tokenizer, ["b a a", "a b, c a", "a"])[0].share == 1
+
+
+def test_guessing_a_last_word_is_drawing_one_of_the_others(tokenizer):
+    found = last_words(unigram([0.0] * 400), tokenizer, ["one two one", "one, one", "three four five six"])[0]
+    assert found.chance == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+# --- the question is read once ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3,), (1, 5, 2), (4, 4)])
+def test_choices_after_one_question_equal_whole_texts(model, theirs, sizes):
+    generator = torch.Generator().manual_seed(sum(sizes))
+    query, *choices = (torch.randint(0, 400, (n,), generator=generator).tolist() for n in (9, *sizes))
+    for losses, ids in zip(score_choices(model, query, choices), choices, strict=True):
+        assert_close(losses, torch.tensor(their_losses(theirs, query + ids)[-len(ids) :]), rtol=0, atol=1e-4)
+
+
+def test_every_rule_in_one_reading(tokenizer, three_ways):
+    model, choices = three_ways
+    found = by_every_rule(model, tokenizer, [{"query": "Q:", "choices": choices, "gold": gold} for gold in range(3)])
+    assert {rule: c.right.tolist() for rule, c in found.items()} == {
+        "sum": [True, False, False], "token": [False, True, False], "byte": [False, False, True]}  # fmt: skip
 
 
 # --- MMLU ------------------------------------------------------------------------------------------------------------

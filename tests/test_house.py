@@ -13,7 +13,7 @@ ORDER = (
     "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "smollm_tokenizer", "batches", "bigrams",
     "attention", "gpt", "llama", "llama_files", "loss", "sampling", "generation", "resume", "training", "gguf",
     "weights", "checkpoints", "classification", "instructions", "conversations", "lora", "preference", "policy",
-    "metrics", "evaluation", "judge", "judge_servers",
+    "metrics", "evaluation", "choices", "judge", "judge_servers",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
 LONGEST = 250  # lines: what can be read in one sitting

@@ -484,6 +484,25 @@ def test_only_takes_chapters_lessons_and_patterns_of_the_path(tmp_path):
             notebooks.chosen(run.arguments_of(["--only", wanted]).only, tmp_path)
 
 
+def test_a_lesson_split_off_another_comes_after_it_and_has_a_number_of_its_own(tmp_path):
+    for name in ("01_a/03_z", "01_a/02b_y", "01_a/02_x", "01_a/02bb_no", "01_a/b_no"):
+        make_notebook(tmp_path / f"{name}.ipynb", ["# 1.2b T" if "02b" in name else "# T", "1"])
+    x, y, z = paths = notebooks.lessons(tmp_path)
+    assert [path.stem for path in paths] == ["02_x", "02b_y", "03_z"]
+    assert [notebooks.number_of(path) for path in paths] == ["1.2", "1.2b", "1.3"]
+    for wanted, expected in (
+            ("1.2", [x]), ("1.2b", [y]), ("1", paths), ("02b_y", None), ("*/02b_*", [y]), ("1.3b", None)):
+        if expected is None:
+            with pytest.raises(SystemExit, match=f"(?s)no lesson fits '{wanted}'.*\n  1.2b  01_a/02b_y\n"):
+                notebooks.chosen([wanted], tmp_path)
+        else:
+            assert notebooks.chosen(run.arguments_of(["--only", wanted]).only, tmp_path) == expected, wanted
+    assert notebooks.navigation(x, tmp_path).endswith("[1.2b T →](02b_y.ipynb)")
+    assert notebooks.navigation(z, tmp_path).startswith("[← 1.2b T](02b_y.ipynb)")
+    missing = hygiene.missing_lessons("See lessons 1.2b and 1.3b, and 02b_y, 02b_w.", x, tmp_path)
+    assert [one.split(": ")[1].split()[0] for one in missing] == ["1.3b", "02b_w"]
+
+
 # What happens before the set-up: help, and the refusal of what a tool does not know.
 
 def bare(project, name, *arguments):

@@ -23,8 +23,8 @@ LINK = re.compile(r"\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(\s*<?([^)\s>]+)[^)]*\
 DEFINED_LINK = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
 COLAB_BADGE = f"[![Open in Colab](../{notebooks.BADGE})](https://colab.research.google.com/github/"
 SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=\W*[A-Z])|\n\s*\n|\n\|")
-LESSONS_NAMED = re.compile(r"\b[Ll]essons?\s+((?:\d+\.\d+(?:\s*(?:,|–|-|and|or|to)\s*)*)+)")
-LESSON_FILE = re.compile(r"(?<![\w/.-])(0\d_\w+(?:/\d\d_\w+)?)")
+LESSONS_NAMED = re.compile(r"\b[Ll]essons?\s+((?:\d+\.\d+[a-z]?(?:\s*(?:,|–|-|and|or|to)\s*)*)+)")
+LESSON_FILE = re.compile(r"(?<![\w/.-])(0\d[a-z]?_\w+(?:/\d\d[a-z]?_\w+)?)")
 QUICK_BRANCH = re.compile(r"""^\s*(?:el)?if\b.*(?:\bquick\b|["']full["']|\bscale\(\))""", re.MULTILINE)
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
@@ -168,7 +168,7 @@ def missing_lessons(text, path, root):
         if "in preparation" in sentence:
             continue
         named = " ".join(LESSONS_NAMED.findall(sentence))
-        found += [number for number in re.findall(r"\d+\.\d+", named) if number not in there]
+        found += [number for number in re.findall(r"\d+\.\d+[a-z]?", named) if number not in there]
         for name in LESSON_FILE.findall(sentence):
             if not any(list(folder.glob(name + "*")) for folder in (path.parent, root)):
                 found.append(name)

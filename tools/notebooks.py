@@ -17,8 +17,8 @@ BADGE = "tools/colab_badge.svg"  # the picture in the first cell of every lesson
 
 
 def lessons(root=ROOT):
-    """Paths of all lesson notebooks, in reading order."""
-    return sorted(Path(root).glob("0?_*/[0-9][0-9]_*.ipynb"))
+    """Paths of all lesson notebooks, in reading order: `02_x`, `02b_y`, which was split off it, `03_z`."""
+    return sorted(p for p in Path(root).glob("0?_*/*.ipynb") if re.match(r"\d\d[a-z]?_", p.name))
 
 
 def name_of(path):
@@ -28,9 +28,9 @@ def name_of(path):
 
 
 def number_of(path):
-    """`2.1`: chapter and lesson."""
+    """`2.1`: chapter and lesson; `2.1b` for a file whose name begins with `01b_`."""
     path = Path(path)
-    return f"{int(path.parent.name[:2])}.{int(path.name[:2])}"
+    return f"{int(path.parent.name[:2])}.{path.stem.partition('_')[0].removeprefix('0')}"
 
 
 def title_of(path):
@@ -66,10 +66,11 @@ def with_navigation(source, line):
 def fits(path, wanted):
     """Whether a lesson is meant by `2` (its chapter), `2.1` (itself) or a pattern of its path such as `02_*`, `*mask`.
 
-    A pattern has to fit the whole of `02_attention/01_simple_self_attention`, or the name of the folder.
+    `2.1` is not `2.1b`. A pattern has to fit the whole of `02_attention/01_simple_self_attention`, or the name of the
+    folder.
     """
     number = number_of(path)
-    if re.fullmatch(r"\d+(\.\d+)?", wanted):
+    if re.fullmatch(r"\d+(\.\d+[a-z]?)?", wanted):
         return wanted.lstrip("0") in (number, number.split(".")[0])
     pattern = re.sub(r"^\./|\.ipynb$|/$", "", wanted)
     return any(fnmatch.fnmatch(name, pattern) for name in (name_of(path), Path(path).parent.name))

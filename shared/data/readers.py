@@ -6,9 +6,11 @@ OSError or the library's own) for a file that is not whole or not of its kind. N
 
 import csv
 import io
+import json
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 from shared.data.formats import read_records
@@ -64,6 +66,46 @@ def arc(path):
     """
     return [{"query": f"Question: {r['question']}\nAnswer:", "choices": list(r["choices"]["text"]),
              "gold": r["choices"]["label"].index(r["answerKey"])} for r in read_records(path)]  # fmt: skip
+
+
+def piqa(path):
+    """PIQA (Bisk et al. 2020) -> dicts with `query`, `choices` (two) and `gold`, as HellaSwag's.
+
+    From the authors' archive, whose labels are a file of their own, or from records with `label`. The query is that of
+    the lm-evaluation-harness: "Question: ...", and on the next line "Answer:".
+    """
+    if Path(path).suffix == ".zip":
+        parts = (_zip_member(path, f"physicaliqa-train-dev/{name}") for name in ("dev.jsonl", "dev-labels.lst"))
+        rows, labels = (part.decode("utf-8").splitlines() for part in parts)
+        records = [json.loads(row) | {"label": int(label)} for row, label in zip(rows, labels, strict=True)]
+    else:
+        records = read_records(path)
+    return [{"query": f"Question: {r['goal']}\nAnswer:", "choices": [r["sol1"], r["sol2"]], "gold": r["label"]}
+            for r in records]  # fmt: skip
+
+
+def blimp(path):
+    """BLiMP (Warstadt et al. 2020) -> dicts with `good` and `bad` (a sentence each), `phenomenon` and `paradigm`.
+
+    From the authors' archive or from records like theirs. The first pair of each paradigm comes first, then the second
+    of each, so that the first 670 are ten of each. The 12 phenomena are those of the paper, section 3.
+    """
+    if Path(path).suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if re.fullmatch(r"data/\w+\.jsonl", name))
+        lines = [line for name in names for line in _zip_member(path, name).decode("utf-8").splitlines()]
+        records = [json.loads(line) for line in lines]
+    else:
+        records = read_records(path)
+    seen, pairs = Counter(), []
+    for r in records:
+        term = r["linguistics_term"].replace("s-selection", "argument_structure").replace("_", " ")
+        pair = {"good": r["sentence_good"], "bad": r["sentence_bad"], "phenomenon": term, "paradigm": r["UID"]}
+        pairs.append((seen[r["UID"]], pair))
+        seen[r["UID"]] += 1
+    if len(set(seen.values())) != 1:
+        raise ValueError(f"not all paradigms have equally many pairs: {seen.most_common(1) + seen.most_common()[-1:]}")
+    return [pair for _, pair in sorted(pairs, key=lambda item: item[0])]
 
 
 def sms_text(path):

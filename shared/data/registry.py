@@ -90,6 +90,7 @@ _SMS = "saurabh1105/Spam-classfication-/5cab5fa12d31d4766924638084ae0eed4353cb81
 _ALPACA = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca"
 _ARC = ("datasets/allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453")
 _MMLU = ("datasets/cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe")
+_BLIMP = "https://raw.githubusercontent.com/alexwarstadt/blimp"
 
 REGISTRY = {entry.name: entry for entry in (
     Dataset(name="the_verdict", about="Edith Wharton, The Verdict (1908), a short story", licence="public domain",
@@ -155,6 +156,16 @@ REGISTRY = {entry.name: entry for entry in (
             urls=(_hub(*_ARC, "ARC-Easy/validation-00000-of-00001.parquet"),),
             others=(Form("eval/arc_easy_val.jsonl.zst", 45_208, reader=readers.arc,
                          sha256="a41dcb943a1a91f91f36f0255f1fafe16f5934231ba361f6e9bdfbaaac565ff8"),)),
+    Dataset(name="piqa", about="PIQA, validation part: 1,838 items", licence="AFL-3.0",
+            file="eval/physicaliqa-train-dev.zip", sample="piqa.jsonl", size=None, limit=2**26, sha256=None,
+            reader=readers.piqa,
+            urls=("https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/physicaliqa-train-dev.zip",),
+            others=(Form("eval/piqa_val.jsonl.zst", 111_047, reader=readers.piqa,
+                         sha256="79c1362df28b0d594eab9b143bb90ed405aca1ae969ed4a5f815061459de2840"),)),
+    Dataset(name="blimp", about="BLiMP: 67,000 minimal pairs of 67 paradigms", licence="CC BY 4.0",
+            file="eval/BLiMP.zip", sample="blimp.jsonl", size=2_354_164, reader=readers.blimp,
+            sha256="172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73",
+            urls=(f"{_BLIMP}/3e56b06fcabca9b30822fc66435fca6b1aa40bb1/BLiMP.zip", f"{_BLIMP}/master/BLiMP.zip")),
     Dataset(name="sms_spam", about="UCI SMS Spam Collection: 5,574 messages", licence="CC BY 4.0",
             file="sms_spam/sms_spam_collection.zip", sample="sms_messages.tsv", size=None, limit=2**26,
             reader=readers.sms_text,

@@ -10,48 +10,34 @@ MUTATIONS = [
     ),
     Mutation(
         "a choice is not divided by its bytes",
-        find='"byte": sizes.__getitem__}[by]',
-        replace='"byte": lambda p: 1}[by]',
+        find='"byte": [len(valid_unicode(choice).encode("utf-8")) + 1 for choice in item["choices"]]}',
+        replace='"byte": [1 for choice in item["choices"]]}',
     ),
     Mutation(
         "the least likely choice wins",
-        find='right.append(values.index(min(values)) == item["gold"])',
-        replace='right.append(values.index(max(values)) == item["gold"])',
+        find='right[rule].append(values.index(min(values)) == item["gold"])',
+        replace='right[rule].append(values.index(max(values)) == item["gold"])',
     ),
+    Mutation("the choices forget the question", find="[query] * n", replace="[query[:-1]] * n"),
+    Mutation("the bad sentence is preferred", find="((good < bad)[group]", replace="((good > bad)[group]"),
+    Mutation("a last word is its first token", find="sums.append([losses.sum(),", replace="sums.append([losses[0],"),
     Mutation("solved questions that do not fit", find="if n == 0 or room is None or", replace="if n < 9 or"),
-    Mutation(
-        "the places are not exchanged",
-        find="for first, second in ((a, b), (b, a)):",
-        replace="for first, second in ((a, b), (a, b)):",
-    ),
-    Mutation("the cache forgets who judged", find='f"{self.name}\\n{prompt}".encode()', replace="prompt.encode()"),
-    Mutation(
-        "a seven is a score", find="if number in (1, 2, 3, 4, 5) else None", replace="if number == number else None"
-    ),
-    Mutation("ties count nothing", find="0.5 + 0.5 * ((a > b) - (a < b))", replace="1.0 * (a > b)"),
-    Mutation(
-        "chance is not taken out", find="(observed - expected) / (1 - expected)", replace="observed / (1 - expected)"
-    ),
-    Mutation(
-        "words count once", find="2 * shared / (a.total() + b.total())", replace="shared / (a.total() + b.total())"
-    ),
     Mutation(
         "repetition is diversity", find="return 1 - different if different else 0.0", replace="return different"
     ),
     Mutation(
-        "the vote goes to the other side",
-        find='pair["who"][choice == "right"]',
-        replace='pair["who"][choice == "left"]',
+        "the models change places",
+        find="both = torch.cat([one.sums, two.sums], dim=1)",
+        replace="both = torch.cat([two.sums, one.sums], dim=1)",
     ),
 ]
 
 SMALLER = {
-    "train=640": "train=240",
-    "answers=100, new_tokens=40, mmlu=96, items=60": "answers=40, new_tokens=25, mmlu=24, items=24",
+    "train=1000, epochs=1": "train=240, epochs=1",
+    "answers=100, new_tokens=50, mmlu=96, items=30": "answers=40, new_tokens=25, mmlu=24, items=12",
 }
 LEFT_OUT = [
-    "benchmarks = {", "conversations = [", "counts = [int(", "def key_of", "told = {", "def cell_of",
-    "finished = evaluation.perplexity",
+    "def some(", "terms = sorted(", "def key_of", "told = {", "def cell_of", "finished = evaluation.perplexity",
 ]
 WRONG_ANSWERS = {
     "rotations": """
@@ -59,8 +45,19 @@ WRONG_ANSWERS = {
             choices = record["choices"]
             return [record | {"choices": choices[4 - k :] + choices[: 4 - k]} for k in range(4)]  # gold stays behind
     """,
-    "items_needed": """
-        def items_needed(difference, p=0.25):
-            return math.ceil((1.96 / difference) ** 2)  # as if p(1 - p) were 1
+    "most_raised": """
+        def most_raised(model, tokenizer, item):
+            choices = [tokenizer.encode_ordinary(" " + choice) for choice in item["choices"]]
+            query = [tokenizer.eot_token, *tokenizer.encode_ordinary(item["query"])]
+            losses = [loss.sum().item() for loss in score_choices(model, query, choices)]
+            return losses.index(min(losses))  # likely after the question, or likely anyway
+    """,
+    "bits_from_question": """
+        def bits_from_question(model, pairs):
+            prompts, said = zip(*pairs)
+            others = list(zip(prompts[1:] + prompts[:1], said))
+            own, other = (perplexity(model, tokenizer, its) for its in (pairs, others))
+            both = torch.cat([own.sums, other.sums], dim=1)  # the wrong way round
+            return bits_gained(both), bootstrap(both, bits_gained)
     """,
 }

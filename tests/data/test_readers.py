@@ -366,3 +366,48 @@ def test_arc_with_letters_numbers_and_other_counts(entries, tmp_path):
     assert data.load(tmp_path / "eval" / "arc_easy_val.parquet") == expected
     with pytest.raises(ValueError, match="arc_easy.jsonl cannot be read"):  # a key that no choice has
         data.load(put(tmp_path, "samples/arc_easy.jsonl", lines.replace(b'"answerKey": "D"', b'"answerKey": "9"')))
+
+
+PIQA = [{"goal": "Dry a shoe.", "sol1": "Use paper.", "sol2": "Use ice."},
+        {"goal": "Cool soup", "sol1": "a flask ", "sol2": "a dish"}]  # fmt: skip
+
+
+def as_lines(records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def test_piqa_from_the_archive_and_from_records(entries, tmp_path):
+    expected = [{"query": f"Question: {r['goal']}\nAnswer:", "choices": [r["sol1"], r["sol2"]], "gold": gold}
+                for r, gold in zip(PIQA, (0, 1))]  # fmt: skip
+    members = {"physicaliqa-train-dev/dev.jsonl": as_lines(PIQA), "physicaliqa-train-dev/dev-labels.lst": "0\n1\n"}
+    assert data.load(put(tmp_path, "eval/physicaliqa-train-dev.zip", make_zip(members))) == expected
+    records = as_lines(r | {"label": gold} for r, gold in zip(PIQA, (0, 1))).encode()
+    assert data.load(put(tmp_path, "samples/piqa.jsonl", records)) == expected
+    assert data.load(put(tmp_path, "eval/piqa_val.jsonl.zst", zstandard.compress(records))) == expected
+
+
+@pytest.mark.parametrize("labels", ["0\n", "0\n1\n0\n", "0\nx\n", None])
+def test_piqa_whose_labels_do_not_fit(entries, tmp_path, labels):
+    members = {"physicaliqa-train-dev/dev.jsonl": as_lines(PIQA)}
+    members |= {} if labels is None else {"physicaliqa-train-dev/dev-labels.lst": labels}
+    with pytest.raises(ValueError, match="physicaliqa-train-dev.zip cannot be read"):
+        data.load(put(tmp_path, "eval/physicaliqa-train-dev.zip", make_zip(members)))
+
+
+def pairs_of(paradigm, term, n=2):
+    return [{"sentence_good": f"{paradigm} {i} is.", "sentence_bad": f"{paradigm} {i} are.", "UID": paradigm,
+             "linguistics_term": term, "pairID": str(i)} for i in range(n)]  # fmt: skip
+
+
+def test_blimp_from_the_archive_and_from_records(entries, tmp_path):
+    one, two = pairs_of("a_1", "subject_verb_agreement"), pairs_of("b", "s-selection")
+    members = {"data/b.jsonl": as_lines(two), "data/a_1.jsonl": as_lines(one), "__MACOSX/data/._b.jsonl": b"\xff",
+               "data/.DS_Store": b"\xff"}  # fmt: skip
+    found = data.load(put(tmp_path, "eval/BLiMP.zip", make_zip(members)))
+    assert [pair["good"] for pair in found] == ["a_1 0 is.", "b 0 is.", "a_1 1 is.", "b 1 is."]
+    assert [pair["bad"] for pair in found] == ["a_1 0 are.", "b 0 are.", "a_1 1 are.", "b 1 are."]
+    assert {pair["paradigm"]: pair["phenomenon"] for pair in found} == {
+        "a_1": "subject verb agreement", "b": "argument structure"}  # fmt: skip
+    assert data.load(put(tmp_path, "samples/blimp.jsonl", as_lines(one + two).encode())) == found
+    with pytest.raises(ValueError, match="not all paradigms have equally many pairs"):
+        data.load(put(tmp_path, "samples/blimp.jsonl", as_lines(one + two[:1]).encode()))

@@ -94,6 +94,9 @@ REAL = {  # what the official files hold, or the smaller forms of them
     "alpaca": lambda entries: len(entries) in (52_002, 5000) and set(entries[0]) == {"instruction", "input", "output"},
     "mmlu": lambda splits: {k: len(items) for k, items in splits.items()} == {"dev": 285, "val": 1531, "test": 14_042},
     "arc_easy": lambda items: len(items) == 570 and all(item["gold"] < len(item["choices"]) for item in items),
+    "piqa": lambda items: len(items) == 1838 and {item["gold"] for item in items} == {0, 1},
+    "blimp": lambda pairs: len(pairs) == 67_000 and len({pair["phenomenon"] for pair in pairs}) == 12
+    and all(len({pair["paradigm"] for pair in pairs[67 * i : 67 * (i + 1)]}) == 67 for i in range(1000)),
 }
 
 
@@ -126,6 +129,11 @@ def test_samples_of_chapters_4_and_5(entries, monkeypatch):
     assert [[item["gold"] for item in content["arc_easy"]].count(gold) for gold in range(4)] == [6, 6, 6, 6]
     for item in mmlu["dev"] + mmlu["test"] + content["arc_easy"]:
         assert len(item["choices"]) == 4 == len(set(item["choices"]))
+    assert [[item["gold"] for item in content["piqa"]].count(gold) for gold in range(2)] == [12, 12]
+    assert all(len(item["choices"]) == 2 == len(set(item["choices"])) for item in content["piqa"])
+    pairs = content["blimp"]
+    assert len(pairs) == 40 == len({pair["good"] for pair in pairs}) and all(p["good"] != p["bad"] for p in pairs)
+    assert len({pair["paradigm"] for pair in pairs[:10]}) == 10 and len({pair["phenomenon"] for pair in pairs}) == 9
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
