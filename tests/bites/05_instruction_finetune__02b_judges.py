@@ -45,7 +45,7 @@ SMALLER = {
     "train=1000, epochs=1": "train=240, epochs=1",
     "answers=107, new_tokens=50, pairs=10": "answers=40, new_tokens=25, pairs=4",
 }
-LEFT_OUT = ["plt.scatter(better_a", "plt.imshow(kappas", "conversations = [", "follows = {"]
+LEFT_OUT = ["plt.imshow(kappas", "conversations = [", "follows = {"]
 WRONG_ANSWERS = {
     "agreeing_strangers": """
         def agreeing_strangers(n):
