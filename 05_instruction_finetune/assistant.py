@@ -1,5 +1,6 @@
 """The assistant of lesson 5.1, for the lessons that judge it: read from its folder, or made by the same lines."""
 
+import contextlib
 import copy
 import json
 
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from shared import data
 from shared.checkpoints import load_model
-from shared.instructions import InstructionData, answer_loss, instruction_loader, respond
+from shared.instructions import InstructionData, answer_loss, check_entries, instruction_loader, respond
 from shared.runtime import get_device
 from shared.training import train
 
@@ -25,7 +26,7 @@ def load_assistant(base, tokenizer, training, test, *, epochs, lr, new_tokens):
     except (OSError, ValueError) as error:
         why = f"does not fit ({str(error).replace(str(folder), folder.name)})" if folder.exists() else "is not there"
         print(f"{folder.parent.name}/{folder.name} {why}: fine-tuning one in memory, as lesson 5.1 does")
-        model = make_assistant(base, tokenizer, training, epochs, lr)
+        model = make_assistant(base, tokenizer, with_families(training, test), epochs, lr)
         answers = respond(model, tokenizer, test, new_tokens)
     return model, answers
 
@@ -51,6 +52,16 @@ def read_assistant(folder, base, tokenizer, test):
     if sum(old.startswith(new) for old, new in zip(answers, again, strict=False)) < len(again) / 2:
         raise ValueError("its answers are those of another model")
     return model, answers
+
+
+def with_families(training, test):
+    """The entries that lesson 5.1 trains on: its narrow families join, and what would give their test away goes."""
+    with contextlib.suppress(ImportError):
+        import families
+
+        narrow, narrow_test = families.items()
+        return check_entries(test + families.without(training, narrow_test) + narrow)[0][len(test) :]
+    return training
 
 
 def make_assistant(base, tokenizer, training, epochs, lr):

@@ -1,13 +1,21 @@
-"""A larger language model as the judge of answers. The servers that it may run on are in `judge_servers`."""
+"""A language model as the judge of answers: by what it writes, and by what it finds likely.
+
+The servers that a larger model may run on are in `judge_servers`. Shapes: N questions to the judge.
+"""
 
 import contextlib
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from shared.evaluation import score_completions
 from shared.files import read_json, write_atomically
+from shared.runtime import evaluating
 from shared.tokenizer import valid_unicode
 
 
@@ -138,3 +146,64 @@ def _score(value):
 
 def _better(value):
     return {"a": 1.0, "b": 0.0, "tie": 0.5}.get(str(value).strip().lower())
+
+
+# What a small model is asked: no reference, no JSON, and its reply is begun for it, so that one token decides.
+BETTER = """Which answer to the instruction is better, A or B?
+
+Instruction: {instruction}
+Input: {input}
+
+Answer A: {a}
+
+Answer B: {b}"""
+
+GRADE = """Grade the answer to the instruction from 1 (wrong) to 5 (correct and complete).
+
+Instruction: {instruction}
+Input: {input}
+
+Answer: {answer}"""
+
+
+def by_letter(model, tokenizer, asked):
+    """Log-odds [N] of the letter A against B as the better one, for each of `asked`: (entry, answer A, answer B)."""
+    begun = [_turn(tokenizer, _fill(BETTER, entry, a=a, b=b), "Answer") for entry, a, b in asked]
+    losses = _losses(model, tokenizer, begun, (" A", " B"))
+    return losses[:, 1] - losses[:, 0]
+
+
+def by_grade(model, tokenizer, asked):
+    """Probabilities [N, 5] of the grades 1 to 5, of these five alone, for each of `asked`: (entry, answer)."""
+    begun = [_turn(tokenizer, _fill(GRADE, entry, answer=answer), "Grade: ") for entry, answer in asked]
+    return (-_losses(model, tokenizer, begun, "12345")).softmax(dim=1)
+
+
+def by_likelihood(model, tokenizer, asked):
+    """Bits per byte [N] of answers, for each of `asked`: (entry, answer), as the model's own, its end included.
+
+    No question about quality is put: the answer that the model itself would rather give is the better one.
+    """
+    pairs, sizes = [], []
+    for entry, answer in asked:
+        question = f"{entry['instruction']}\n{entry.get('input') or ''}".strip()
+        pairs.append((_turn(tokenizer, question), [*tokenizer.encode_ordinary(answer), tokenizer.end_of_turn]))
+        sizes.append(max(1, len(valid_unicode(answer).encode("utf-8"))))
+    with evaluating(model):
+        nats = torch.stack([losses.sum() for losses, _ in score_completions(model, pairs)])
+    return nats / torch.tensor(sizes) / math.log(2)
+
+
+def _turn(tokenizer, said, begun=""):
+    """The ids of a conversation in SmolLM2's form: the user said this, and the assistant has begun its reply."""
+    marks = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    opened, closed = (tokenizer.encode(mark, allowed_special="all") for mark in marks)
+    return [*opened, *tokenizer.encode_ordinary(said), *closed, *tokenizer.encode_ordinary(begun)]
+
+
+def _losses(model, tokenizer, begun, replies):
+    """Losses in nats [N, replies] of each of the replies after each of the texts begun, given as ids."""
+    choices = [tokenizer.encode_ordinary(reply) for reply in replies]
+    with evaluating(model):
+        scored = score_completions(model, [(ids, choice) for ids in begun for choice in choices])
+    return torch.stack([losses.sum() for losses, _ in scored]).view(len(begun), len(choices))

@@ -24,11 +24,43 @@ MUTATIONS = [
         find='pair["who"][choice == "right"]',
         replace='pair["who"][choice == "left"]',
     ),
+    Mutation(
+        "the letters are confused",
+        find="return losses[:, 1] - losses[:, 0]",
+        replace="return losses[:, 0] - losses[:, 1]",
+    ),
+    Mutation(
+        "the reply is not begun",
+        find="return [*opened, *tokenizer.encode_ordinary(said), *closed, *tokenizer.encode_ordinary(begun)]",
+        replace="return [*opened, *tokenizer.encode_ordinary(said), *closed]",
+    ),
+    Mutation(
+        "kappa counts what one of them was not asked",
+        find="both = [(a, b) for a, b in zip(first, second, strict=True) if a and b]",
+        replace="both = [(a, a) for a, b in zip(first, second, strict=True) if a and b]",
+    ),
 ]
 
 SMALLER = {
     "train=1000, epochs=1": "train=240, epochs=1",
-    "answers=100, new_tokens=50": "answers=40, new_tokens=25",
+    "answers=107, new_tokens=50, pairs=10": "answers=40, new_tokens=25, pairs=4",
 }
-LEFT_OUT = ["conversations = [", "counts = [int(", "def cell_of"]
-WRONG_ANSWERS = {}
+LEFT_OUT = ["plt.imshow(kappas", "conversations = [", "follows = {"]
+WRONG_ANSWERS = {
+    "agreeing_strangers": """
+        def agreeing_strangers(n):
+            return ["yes"] * (n - 1) + ["no"], ["yes"] * (n - 1) + ["no"]  # they agree on everything
+    """,
+    "with_reference": """
+        def with_reference(entry):
+            entry["input"] += f"\\n\\nReference answer: {entry['output']}"  # the given entry changes
+            return entry
+    """,
+    "simulate": """
+        def simulate(bias, skill, n=20_000, seed=0):
+            noise = torch.randn(n, generator=torch.Generator().manual_seed(seed))
+            first, second = bias + skill + noise, bias - skill + noise  # one noise for both
+            one, other, compared = (right.float().mean().item() for right in (first > 0, second < 0, first > second))
+            return one, (one + other) / 2, compared
+    """,
+}
