@@ -1,9 +1,9 @@
 """The assistant of lesson 5.1, for the lessons that judge it: read from its folder, or made by the same lines."""
 
-import contextlib
 import copy
 import json
 
+import families
 import torch.nn.functional as F
 
 from shared import data
@@ -56,12 +56,8 @@ def read_assistant(folder, base, tokenizer, test):
 
 def with_families(training, test):
     """The entries that lesson 5.1 trains on: its narrow families join, and what would give their test away goes."""
-    with contextlib.suppress(ImportError):
-        import families
-
-        narrow, narrow_test = families.items()
-        return check_entries(test + families.without(training, narrow_test) + narrow)[0][len(test) :]
-    return training
+    narrow, narrow_test = families.items()
+    return check_entries(test + families.without(training, narrow_test) + narrow)[0][len(test) :]
 
 
 def make_assistant(base, tokenizer, training, epochs, lr):

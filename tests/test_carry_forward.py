@@ -60,7 +60,7 @@ NOT_TAUGHT = {
     "shared/checkpoints.py:save_model": "to_published and settings for other programs; lesson 3.7 uses it",
     "shared/checkpoints.py:save_gguf": "another program's file format; lesson 3.7 names the command",
     "shared/checkpoints.py:main": "a command line",
-    "shared/judge_servers.py:*": "the interfaces of other people's servers: operation; lesson 5.2 uses them",
+    "shared/judge_servers.py:*": "the interfaces of other people's servers: operation; lesson 5.2b uses them",
     "shared/batches.py:as_list": "words the error for a text where a list belongs",
     "shared/classification.py:load_score": "the output layer and the labels out of a folder; lesson 4.1 uses it",
 }
