@@ -212,6 +212,15 @@ def conditions(messages, file):
     }  # fmt: skip
 
 
+def rows_of(table):
+    """({(variant, labels): {seed: run}}, the seeds that all rows have); in each run "confusions" has all thresholds."""
+    rows = {}
+    for run in table["runs"]:
+        confusions = {"0.5": run["confusion"]} | run.get("confusions", {})
+        rows.setdefault((run["variant"], run["labels"]), {})[run["seed"]] = run | {"confusions": confusions}
+    return rows, sorted(set.intersection(*map(set, rows.values()))) if rows else []
+
+
 def write(table, out):
     """Write the table, one run a line; at every moment the file is whole."""
     lines = json.dumps(table | {"runs": []}, indent=2).removesuffix("[]\n}")

@@ -184,6 +184,8 @@ def test_runs_of_a_split_share_its_test_part_and_not_their_labels(table):
 def test_the_saved_table_has_whole_runs_of_the_recipe():
     saved = json.loads(ablations.OUT.read_text(encoding="utf-8"))
     assert saved["settings"] == ablations.SETTINGS[saved["scale"]] and not saved["data"]["bundled_sample"]
-    done = {(run["variant"], run["labels"], run["seed"]) for run in saved["runs"]}
-    assert len(done) == len(saved["runs"])
-    assert all((name, n, seed) in done for name, n in ablations.JOBS for seed in range(ablations.SPLITS))
+    rows, seeds = ablations.rows_of(saved)
+    assert set(rows) == set(ablations.JOBS) and len(seeds) >= 3  # lesson 4.2 needs them
+    assert sum(map(len, rows.values())) == len(saved["runs"])  # none twice
+    entry = rows["TF-IDF", "all"][seeds[0]]
+    assert entry["confusions"]["0.5"] == entry["confusion"] and len(entry["confusions"]) == 5
