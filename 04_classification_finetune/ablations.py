@@ -1,11 +1,14 @@
-"""What makes the spam classifier good? One training run for each variant and seed, all counts into one file.
+"""What makes the spam classifier good, and how many labelled messages does it need? One training run for each variant
+and run number, all counts into one file.
 
-    python 04_classification_finetune/ablations.py --seeds 3
+    python 04_classification_finetune/ablations.py --runs 10
 
 Writes ablations.json beside this file (or --out FILE) after each run. The same command goes on where it stopped; with
-another base, other data, settings or another scale it starts anew. A seed decides everything that is drawn: the split,
-the training messages, the new weights, the order of the batches. All variants of one seed share split and messages,
-so that their differences are paired. Settings follow LLM_SCALE. Lesson 4.2 draws the table.
+another base, other data, settings or another scale it starts anew. Run i has split i % 5 and training seed i: the split
+decides which messages are for testing, the seed decides the rest (which few messages are labelled, the new weights, the
+order of the batches). All variants of one run share split, seed and messages, so that their differences are paired; the
+variants are done run by run, so that the table may be stopped at any time. Settings follow LLM_SCALE. Lesson 4.2 reads
+the table.
 """
 
 import argparse
@@ -14,7 +17,6 @@ import json
 import platform
 import sys
 import time
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -27,43 +29,45 @@ sys.path[:0] = [str(ROOT)]
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
 from shared.classification import (  # noqa: E402
+    LabelledTexts,
     SpamClassifier,
-    balance,
+    class_weights,
     deduplicate,
     freeze_except,
     parse_messages,
     split,
     train_classifier,
 )
-from shared.files import write_atomically  # noqa: E402
+from shared.files import command_line, write_atomically  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
+from shared.metrics import classification_metrics, roc_auc  # noqa: E402
 from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
 from shared.tokenizer import END_OF_TEXT  # noqa: E402
 
 OUT = Path(__file__).with_name("ablations.json")
-# max_tokens: where messages are cut, and what is padded to; per_label: how many of each to learn from (None: all there
-# are); epochs_all: passes over all training messages
+SPLITS = 5
+COST = 10  # of a ham that is blocked, where a spam let through costs 1
+# examples, batch_size, lr, learns: as in lesson 4.1 (a test compares them). few_batch, few_steps: where only a few
+# messages are labelled, about as many steps, of smaller batches. pad_to: tokens that "padded" messages have at least
 SETTINGS = {
-    "quick": {"max_tokens": 64, "per_label": 160, "epochs": 2, "epochs_all": 1, "lr": 5e-4, "batch_size": 16,
-              "threads": 1},
-    "full": {"max_tokens": 120, "per_label": None, "epochs": 5, "epochs_all": 3, "lr": 5e-5, "batch_size": 8,
-             "threads": 0},
+    "quick": {"examples": 3600, "batch_size": 16, "lr": 1e-3, "learns": "all", "few_batch": 4, "few_steps": 250,
+              "pad_to": 64, "threads": 1},
+    "full": {"examples": 10_800, "batch_size": 16, "lr": 5e-5, "learns": "all", "few_batch": 4, "few_steps": 750,
+             "pad_to": 120, "threads": 0},
 }  # fmt: skip
-REFERENCE = "last real token, all layers, no padding"
-VARIANTS = {  # how each differs from the reference
-    REFERENCE: {},
+REFERENCE = "as in lesson 4.1"
+CURVE, FEW = (20, 50, 100, 200, "all"), 200  # labelled messages; the number of them for the ablations
+ON_CURVE = {REFERENCE: {}, "random weights": {"random": True}, "TF-IDF": {"baseline": True}}
+ABLATIONS = {  # how each differs from the reference
     "reads the first token": {"read": "first"},
     "reads the mean of all tokens": {"read": "mean"},
     "padded, reads the last token": {"read": "last", "padded": True},
-    "padded, reads the last real token": {"padded": True},
-    "trains the head only": {"what": "head", "lr_times": 10},
-    "trains the last block": {"what": "last_block", "lr_times": 2},
-    "random weights": {"random": True},
-    "TF-IDF, same messages": {"baseline": True},
-    "TF-IDF, all training messages": {"baseline": True, "natural": True},
-    "all training messages": {"natural": True},
+    "trains the head only": {"learns": "head", "lr_times": 10},
+    "trains the last block": {"learns": "last_block", "lr_times": 2},
 }
-SIZE = {"quick": "GPT-2, 124 M parameters", "full": "course base, 4 M parameters"}  # the other model
+VARIANTS = ON_CURVE | ABLATIONS
+JOBS = [(name, n) for n in CURVE for name in ON_CURVE] + [(name, FEW) for name in ABLATIONS]
+SIZE = {"quick": "GPT-2, 124 M parameters", "full": "course base, 6 M parameters"}  # the other model
 
 
 def pool(hidden, lengths, read):
@@ -81,7 +85,7 @@ def pool(hidden, lengths, read):
 
 
 class Reader(SpamClassifier):
-    """A SpamClassifier that reads another token, or pads each text with <|endoftext|> up to `pad_to` tokens."""
+    """A SpamClassifier that reads another token, or pads each text with <|endoftext|> to at least `pad_to` tokens."""
 
     def __init__(self, gpt, tokenizer, read="last real", pad_to=None):
         super().__init__(gpt, tokenizer)
@@ -89,12 +93,23 @@ class Reader(SpamClassifier):
 
     def forward(self, tokens, lengths):
         if self.pad_to:
-            tokens = F.pad(tokens, (0, self.pad_to - tokens.shape[1]))
-            filler = torch.arange(self.pad_to, device=tokens.device) >= lengths[:, None]  # [B, T]
+            tokens = F.pad(tokens, (0, max(0, self.pad_to - tokens.shape[1])))
+            filler = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]  # [B, T]
             tokens = tokens.masked_fill(filler, self.tokenizer.encode_single_token(END_OF_TEXT))
         if self.read == "last real":
             return super().forward(tokens, lengths)
         return self.head(pool(self.gpt.hidden(tokens), lengths, self.read))
+
+
+def draw(messages, seed, n="all"):
+    """`n` of `messages`, drawn by `seed`: at the natural rate of spam, but at least five of each label."""
+    if n == "all":
+        return messages
+    rate = sum(label == "spam" for label, _ in messages) / len(messages)
+    n_spam = min(max(5, round(n * rate)), n - 5)
+    order = torch.randperm(len(messages), generator=torch.Generator().manual_seed(seed)).tolist()
+    groups = [[messages[i] for i in order if messages[i][0] == label] for label in ("ham", "spam")]
+    return groups[0][: n - n_spam] + groups[1][:n_spam]
 
 
 def fit_baseline(train_messages):
@@ -110,47 +125,74 @@ def fit_baseline(train_messages):
     return lambda texts: torch.from_numpy(model.predict_proba(texts)[:, 1])
 
 
-def draw(messages, seed, per_label=None, natural=False):
-    """(training messages, test messages) of a seed: the balanced set, or the whole training part if `natural`."""
-    train, _, test = split(messages, seed=seed)
-    if natural:
-        return train, test
-    train = balance(train, seed)
-    if per_label:
-        groups = [[m for m in train if m[0] == label] for label in ("ham", "spam")]
-        train = [message for group in groups for message in group[:per_label]]
-    return train, test
+def fit(model, train_messages, seed, *, batch_size, lr, examples=None, steps=None):
+    """Train a classifier as lesson 4.1 does: each spam goes in twice, and both labels count alike in sum. As many
+    passes as give `examples` messages, or about `steps` steps. Returns the number of steps."""
+    seen = train_messages + [message for message in train_messages if message[0] == "spam"]
+    batches = -(-len(seen) // batch_size)
+    epochs = max(1, round(steps / batches)) if steps else -(-examples // len(seen))
+    weights = class_weights(LabelledTexts(seen, model.tokenizer, 1).labels, 2)
+    train_classifier(model, seen, batch_size=batch_size, weights=weights, epochs=epochs, lr=lr, seed=seed,
+                     warmup_steps=epochs * batches // 10, progress=False)  # fmt: skip
+    return epochs * batches
 
 
-def run_variant(variant, seed, messages, settings, folder=None):
-    """Train and test once: returns the counts, the numbers of the test messages it got wrong, and the seconds."""
-    seed_everything(seed)
-    train, test = draw(messages, seed, settings["per_label"], variant.get("natural"))
-    texts, labels = [text for _, text in test], [label == "spam" for label, _ in test]
+def best_threshold(labels, scores, value):
+    """The threshold with the largest value(tp, fp, fn), of those halfway between two neighbouring scores (the lowest of
+    equals), and of 2, above which there is nothing: labels [N] (1 is spam), scores [N]."""
+    levels = scores.double().unique()
+    cuts = torch.cat([(levels[1:] + levels[:-1]) / 2, torch.tensor([2.0])])
+    called = scores.double() >= cuts[:, None]  # [cuts, N]
+    tp, fp = (called * labels).sum(dim=1), (called * (1 - labels)).sum(dim=1)
+    return cuts[value(tp, fp, labels.sum() - tp).argmax()].item()
+
+
+def thresholds(rate, labels, scores):
+    """Rules for a threshold: two by formula, from the rate of spam; two by trial, on the validation messages."""
+    odds = COST * (1 - rate) / rate  # where the scores, adjusted to the rate, reach COST / (COST + 1)
+    return {
+        "1 - r": 1 - rate,
+        "best F1": best_threshold(labels, scores, lambda tp, fp, fn: 2 * tp / (2 * tp + fp + fn)),
+        "cost, by formula": odds / (1 + odds),
+        "cost, lowest": best_threshold(labels, scores, lambda tp, fp, fn: -(COST * fp + fn)),
+    }
+
+
+def numbered(messages):
+    """(texts, labels [N]) of messages; 1 is spam."""
+    return [text for _, text in messages], torch.tensor([int(label == "spam") for label, _ in messages])
+
+
+def run_variant(variant, n, run, messages, settings, folder=None):
+    """Train on `n` messages and test once. Returns the counts at the threshold 0.5 and the AUC; with all messages also
+    the counts at other `thresholds`."""
     started = time.perf_counter()
+    seed_everything(run)
+    train, val, test = split(messages, seed=run % SPLITS)
+    chosen = draw(train, run, n)
+    (texts, labels), steps = numbered(test), 0
     if variant.get("baseline"):
-        scores = fit_baseline(train)(texts)
+        predict = fit_baseline(chosen)
     else:
         gpt, tokenizer = load_model(folder) if folder else load_base()
         if variant.get("random"):
             gpt = GPTModel(gpt.config)
-        gpt.config = replace(gpt.config, context_length=settings["max_tokens"])  # longer messages are cut there
-        pad_to = settings["max_tokens"] if variant.get("padded") else None
+        pad_to = settings["pad_to"] if variant.get("padded") else None
         model = Reader(gpt.to(get_device()), tokenizer, variant.get("read", "last real"), pad_to)
-        freeze_except(model, variant.get("what", "all"))
-        epochs = settings["epochs_all" if variant.get("natural") else "epochs"]
-        steps = epochs * -(-len(train) // settings["batch_size"])
-        train_classifier(
-            model, train, batch_size=settings["batch_size"], epochs=epochs, seed=seed,
-            lr=settings["lr"] * variant.get("lr_times", 1), warmup_steps=steps // 10, progress=False,
-        )  # fmt: skip
-        scores = model.predict(texts)[1][:, 1]
-    called = (scores >= 0.5).tolist()
-    confusion = [[sum(is_spam == a and call == b for is_spam, call in zip(labels, called)) for b in (False, True)]
-                 for a in (False, True)]  # fmt: skip
-    wrong = [i for i, (is_spam, call) in enumerate(zip(labels, called)) if is_spam != call]
-    return {"trained_on": len(train), "confusion": confusion, "wrong": wrong,
-            "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+        freeze_except(model, variant.get("learns", settings["learns"]))
+        length = {"batch_size": settings["few_batch"], "steps": settings["few_steps"]}
+        if n == "all":
+            length = {"batch_size": settings["batch_size"], "examples": settings["examples"]}
+        steps = fit(model, chosen, run, lr=settings["lr"] * variant.get("lr_times", 1), **length)
+        predict = lambda texts: model.predict(texts)[1][:, 1]  # noqa: E731
+    scores = predict(texts)
+    found = {"trained_on": len(chosen), "steps": steps, "auc": round(roc_auc(labels, scores), 5),
+             "confusion": classification_metrics(labels, scores).confusion}  # fmt: skip
+    if n == "all":
+        val_texts, val_labels = numbered(val)
+        rules = thresholds(numbered(train)[1].double().mean().item(), val_labels, predict(val_texts))
+        found["confusions"] = {name: classification_metrics(labels, scores, t).confusion for name, t in rules.items()}
+    return found | {"seconds": round(time.perf_counter() - started, 1)}
 
 
 def conditions(messages, file):
@@ -170,6 +212,15 @@ def conditions(messages, file):
     }  # fmt: skip
 
 
+def rows_of(table):
+    """({(variant, labels): {seed: run}}, the seeds that all rows have); in each run "confusions" has all thresholds."""
+    rows = {}
+    for run in table["runs"]:
+        confusions = {"0.5": run["confusion"]} | run.get("confusions", {})
+        rows.setdefault((run["variant"], run["labels"]), {})[run["seed"]] = run | {"confusions": confusions}
+    return rows, sorted(set.intersection(*map(set, rows.values()))) if rows else []
+
+
 def write(table, out):
     """Write the table, one run a line; at every moment the file is whole."""
     lines = json.dumps(table | {"runs": []}, indent=2).removesuffix("[]\n}")
@@ -181,7 +232,7 @@ def write(table, out):
 def main(argv=None):
     """`python 04_classification_finetune/ablations.py`: make or continue the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
+    parser.add_argument("--runs", type=int, default=10, help="runs of each variant (default 10: 5 splits x 2 seeds)")
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: ablations.json, here)")
     parser.add_argument("--only", help="variants whose name contains this")
     args = parser.parse_args(argv)
@@ -201,20 +252,21 @@ def main(argv=None):
             print(f"{args.out.name} has {len(old['runs'])} runs: going on")
         else:
             print(f"{args.out.name} was made with another base, other data or settings: starting anew")
-    variants = VARIANTS | ({SIZE["full"]: {"size": True}} if scale() == "full" else {})
-    done = {(run["variant"], run["seed"]) for run in table["runs"]}
-    todo = [(seed, name) for seed in range(args.seeds) for name in variants if (name, seed) not in done]
-    for seed, name in todo:
-        if args.only and args.only not in name:
-            continue
-        folder = COURSE_BASE if variants[name].get("size") else None
-        result = run_variant(variants[name], seed, messages, settings, folder)
-        table["runs"].append({"variant": name, "seed": seed} | result)
-        write(table, args.out)
-        (tn, fp), (fn, tp) = result["confusion"]
-        print(f"seed {seed}  {name:42} ham {tn}/{tn + fp}  spam {tp}/{fn + tp}  {result['seconds']:.0f} s", flush=True)
+    jobs = JOBS + ([(SIZE["full"], "all")] if scale() == "full" else [])
+    done = {(entry["variant"], entry["labels"], entry["seed"]) for entry in table["runs"]}
+    for run in range(args.runs):
+        for name, n in jobs:
+            if (name, n, run) in done or args.only and args.only not in name:
+                continue
+            folder = COURSE_BASE if name == SIZE["full"] else None
+            result = run_variant(VARIANTS.get(name, {}), n, run, messages, settings, folder)
+            table["runs"].append({"variant": name, "labels": n, "split": run % SPLITS, "seed": run} | result)
+            write(table, args.out)
+            (tn, fp), (fn, tp) = result["confusion"]
+            print(f"run {run}  {name:28} {n:>3} labels  ham {tn}/{tn + fp}  spam {tp}/{fn + tp}  "
+                  f"AUC {result['auc']:.3f}  {result['seconds']:.0f} s", flush=True)  # fmt: skip
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command_line(main)
