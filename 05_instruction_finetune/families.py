@@ -198,13 +198,15 @@ def judge(one, answer):
     """What is right about an answer to an item: {"exact", "form", "key"}, each True or False.
 
     exact: word for word an expected answer. form: the expected sentence and no more, with any one word in place of the
-    key. key: a right key stands somewhere in the answer, in whatever words.
+    key. key: a right key stands somewhere in the answer, in whatever words; where a word is asked for and the answer
+    says "… is …", after the "is", since what stands before it often only repeats the question.
     """
     said, before, after = normalise(answer), *map(normalise, one["frame"].split("{}"))
     keys = [normalise(key) for key in one["keys"]]
     form = SENTENCES.get(one["family"]) or f"{re.escape(before)} [\\w-]+{re.escape(' ' + after if after else '')}"
     exact = said in [" ".join(filter(None, (before, key, after))) for key in keys]
-    has_key = any(f" {key} " in f" {said} " for key in keys)
+    told = said if one["family"] in SENTENCES else said.partition(" is ")[2] or said
+    has_key = any(f" {key} " in f" {told} " for key in keys)
     return {"exact": exact, "form": bool(re.fullmatch(form, said)), "key": has_key}
 
 

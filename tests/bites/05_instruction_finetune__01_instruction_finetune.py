@@ -39,7 +39,7 @@ SMALLER = {
     "training[:96]": "training[:48]",
     "taught * 3": "taught",
 }
-LEFT_OUT = ["to_be_known = ", "save_model(model, tokenizer, folder", "handed = finished.InstructionData"]
+LEFT_OUT = ["by_the_rule = ", "save_model(model, tokenizer, folder", "handed = finished.InstructionData"]
 WRONG_ANSWERS = {
     "answer_mask": """
         def answer_mask(ids, mark):
