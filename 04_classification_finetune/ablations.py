@@ -51,9 +51,9 @@ COST = 10  # of a ham that is blocked, where a spam let through costs 1
 # messages are labelled, about as many steps, of smaller batches. pad_to: tokens that "padded" messages have at least
 SETTINGS = {
     "quick": {"examples": 3600, "batch_size": 16, "lr": 1e-3, "learns": "all", "few_batch": 4, "few_steps": 250,
-              "pad_to": 64, "threads": 1},
+              "pad_to": 64, "threads": 1, "class_weights": "per message"},
     "full": {"examples": 10_800, "batch_size": 16, "lr": 5e-5, "learns": "all", "few_batch": 4, "few_steps": 750,
-             "pad_to": 120, "threads": 0},
+             "pad_to": 120, "threads": 0, "class_weights": "per message"},
 }  # fmt: skip
 REFERENCE = "as in lesson 4.1"
 CURVE, FEW = (20, 50, 100, 200, "all"), 200  # labelled messages; the number of them for the ablations

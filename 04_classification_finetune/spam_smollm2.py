@@ -216,6 +216,7 @@ def conditions(model, tokenizer, messages, file, others):
             "sha256": hashlib.sha256(json.dumps([messages, others]).encode("utf-8")).hexdigest(),
         },
         "settings": {"labelled": LABELLED, "content_free": CONTENT_FREE, "recipes": RECIPES, "seed": 41,
+                     "class_weights": "per message",  # in every batch alike
                      "prompts": {form: prompt(form, "spam/ham") for form in ("plain", "chat")}},
     }  # fmt: skip
 

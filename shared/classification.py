@@ -226,8 +226,13 @@ def class_weights(labels, n_labels):
 
 
 def classification_loss(classifier, tokens, lengths, labels, weight=None):
-    """Mean cross-entropy of the labels [B] of tokens [B, T] with `lengths` [B] real ones each."""
-    return F.cross_entropy(classifier(tokens, lengths).float(), labels, weight=weight)
+    """Mean cross-entropy of the labels [B] of tokens [B, T] with `lengths` [B] real ones each.
+
+    With `weight` [L], a message counts by its label's weight in every batch. (F.cross_entropy's own weighted mean
+    divides by the weights of the batch, so that ham counts in full wherever there is no spam beside it.)
+    """
+    loss = F.cross_entropy(classifier(tokens, lengths).float(), labels, weight=weight, reduction="sum")
+    return loss / len(labels)
 
 
 def train_classifier(classifier, messages, val_messages=None, *, batch_size=16, weights=None, seed=0, **settings):

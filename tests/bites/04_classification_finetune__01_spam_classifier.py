@@ -29,6 +29,8 @@ MUTATIONS = [
     Mutation("what was kept is read without its threshold", find="tokenizer, folder), labels, threshold)",
              replace="tokenizer, folder), labels)"),
     Mutation("predict has a threshold of its own", find=">= self.threshold, -1)", replace=">= 0.5, -1)"),
+    Mutation("the weights of the batch divide", find="return loss / len(labels)",
+             replace="return loss / (len(labels) if weight is None else weight[labels].sum())"),
     Mutation("the weights forget how many labels there are", find="(n_labels * counts.float())",
              replace="counts.float()"),
     Mutation("the curve starts at the lenient end", find="scores.argsort(descending=True)", replace="scores.argsort()"),
