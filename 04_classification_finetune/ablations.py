@@ -3,12 +3,12 @@ and run number, all counts into one file.
 
     python 04_classification_finetune/ablations.py --runs 10
 
-Writes ablations.json beside this file (or --out FILE) after each run. The same command goes on where it stopped; with
-another base, other data, settings or another scale it starts anew. Run i has split i % 5 and training seed i: the split
-decides which messages are for testing, the seed decides the rest (which few messages are labelled, the new weights, the
-order of the batches). All variants of one run share split, seed and messages, so that their differences are paired; the
-variants are done run by run, so that the table may be stopped at any time. Settings follow LLM_SCALE. Lesson 4.2 reads
-the table.
+Writes ablations.json beside this file (or --out FILE) after each run. The same command goes on where it stopped; a
+table of another base, other data, settings or another scale is never written over. Run i has split i % 5 and training
+seed i: the split decides which messages are for testing, the seed decides the rest (which few messages are labelled,
+the new weights, the order of the batches). All variants of one run share split, seed and messages, so that their
+differences are paired; the variants are done run by run, so that the table may be stopped at any time. Settings
+follow LLM_SCALE. Lesson 4.2 reads the table.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from shared.classification import (  # noqa: E402
     split,
     train_classifier,
 )
-from shared.files import command_line, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, write_atomically  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.metrics import classification_metrics, roc_auc  # noqa: E402
 from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
@@ -132,8 +132,10 @@ def fit(model, train_messages, seed, *, batch_size, lr, examples=None, steps=Non
     batches = -(-len(seen) // batch_size)
     epochs = max(1, round(steps / batches)) if steps else -(-examples // len(seen))
     weights = class_weights(LabelledTexts(seen, model.tokenizer, 1).labels, 2)
-    train_classifier(model, seen, batch_size=batch_size, weights=weights, epochs=epochs, lr=lr, seed=seed,
-                     warmup_steps=epochs * batches // 10, progress=False)  # fmt: skip
+    history = train_classifier(model, seen, batch_size=batch_size, weights=weights, epochs=epochs, lr=lr, seed=seed,
+                               warmup_steps=epochs * batches // 10, progress=False)  # fmt: skip
+    if history.interrupted:
+        raise KeyboardInterrupt
     return epochs * batches
 
 
@@ -236,6 +238,8 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: ablations.json, here)")
     parser.add_argument("--only", help="variants whose name contains this")
     args = parser.parse_args(argv)
+    if args.runs < 1 or not any((args.only or "") in name for name in (*VARIANTS, SIZE["full"])):
+        parser.error(f"nothing to do with --runs {args.runs} and --only {args.only!r} of {', '.join(VARIANTS)}")
     settings = SETTINGS[scale()]
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
@@ -245,13 +249,12 @@ def main(argv=None):
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
             "threads": torch.get_num_threads()}  # fmt: skip
     table = {"made": made} | common | {"not_run": [SIZE["quick"]] if scale() == "quick" else [], "runs": []}
-    if args.out.is_file():
-        old = json.loads(args.out.read_text(encoding="utf-8"))
-        if {key: old.get(key) for key in common} == common:
-            table["runs"] = old["runs"]
-            print(f"{args.out.name} has {len(old['runs'])} runs: going on")
-        else:
-            print(f"{args.out.name} was made with another base, other data or settings: starting anew")
+    try:
+        table["runs"] = continue_table(args.out, common)
+    except ValueError as error:
+        parser.error(str(error))
+    if table["runs"]:
+        print(f"{args.out.name} has {len(table['runs'])} runs: going on")
     jobs = JOBS + ([(SIZE["full"], "all")] if scale() == "full" else [])
     done = {(entry["variant"], entry["labels"], entry["seed"]) for entry in table["runs"]}
     for run in range(args.runs):

@@ -38,6 +38,7 @@ from shared.classification import (  # noqa: E402
     split,
     train_classifier,
 )
+from shared.files import command_line, continue_table  # noqa: E402
 from shared.generation import CachePass, KVCache, last_logits, prefill  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.loss import mixed_precision  # noqa: E402
@@ -237,14 +238,14 @@ def main(argv=None):
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
             "threads": torch.get_num_threads()}  # fmt: skip
     table = {"made": made} | common | {"labels": "".join(map(str, numbers(parts[2]).tolist())), "runs": []}
-    if args.out.is_file():
-        old = json.loads(args.out.read_text(encoding="utf-8"))
-        if {key: old.get(key) for key in common} == common:
-            table["runs"] = old["runs"]
-            print(f"{args.out.name} has {len(old['runs'])} runs: going on")
-        else:
-            print(f"{args.out.name} was made with another model, other data or settings: starting anew")
-    checkpoint = data.places.data_dir() / f"{tokenizer.name}-spam.checkpoint"
+    try:
+        table["runs"] = continue_table(args.out, common)
+    except ValueError as error:
+        parser.error(str(error))
+    if table["runs"]:
+        print(f"{args.out.name} has {len(table['runs'])} runs: going on")
+    mark = hashlib.sha256(json.dumps(common).encode("utf-8")).hexdigest()[:8]  # another run has another checkpoint
+    checkpoint = data.places.data_dir() / f"{tokenizer.name}-spam-{mark}.checkpoint"
     model.to(get_device())
 
     def by_words(words, *how):
@@ -254,7 +255,7 @@ def main(argv=None):
         classifier = train_filter(FINE_TUNED, model, tokenizer, parts, checkpoint)
         result = run_filter(classifier_scores(classifier), parts, others, classifier.threshold)
         classifier.threshold = min(1.0, max(0.0, result["test"]["decisions"]["validation"]["threshold"]))
-        classifier.save(data.places.data_dir() / "smollm2-spam")
+        classifier.save(data.places.data_dir() / f"{tokenizer.name}-spam")
         return result
 
     def course():
@@ -292,4 +293,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command_line(main)

@@ -66,5 +66,7 @@ def make_assistant(base, tokenizer, training, epochs, lr):
     loader = instruction_loader(InstructionData(training, tokenizer, min(256, base.config.context_length)), 8)
     history = train(model, loader, loss_fn=answer_loss, epochs=epochs, lr=lr,
                     warmup_steps=epochs * len(loader) // 10, weight_decay=0.1)  # fmt: skip
+    if history.interrupted:
+        raise KeyboardInterrupt
     print(f"{history.steps_done} steps on {len(training)} entries")
     return model

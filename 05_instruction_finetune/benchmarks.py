@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT)]
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, save_model  # noqa: E402
 from shared.choices import by_every_rule, last_words, minimal_pairs  # noqa: E402
-from shared.files import command_line, read_json, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, write_atomically  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device  # noqa: E402
 
@@ -108,10 +108,11 @@ def write(table, out):
         part.write_text(f"{lines}[\n{runs}\n  ]\n}}\n", encoding="utf-8")
 
 
-def run(models, n, out, only=None):
-    """Measure what is not yet in the table `out`, and write it after each benchmark."""
+def run(models, n, out, only=None, again=False):
+    """Measure what is not yet in the table `out`, and write it after each benchmark. With `again`, rows of a model of
+    the same name but other weights or items are replaced; without it they are a ValueError."""
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}"}
-    runs = read_json(out)["runs"] if out.is_file() else []
+    runs = continue_table(out, {"card": CARD})
     table = {"made": made, "card": CARD, "runs": runs}
     for path in models:
         one = None
@@ -125,6 +126,9 @@ def run(models, n, out, only=None):
                    "items": hashlib.sha256(json.dumps(items).encode("utf-8")).hexdigest()[:16]}  # fmt: skip
             if any(row.items() <= old.items() for old in runs):
                 continue
+            if not again and any((old["model"], old["benchmark"]) == (one.name, name) for old in runs):
+                found = f"{out} has {name} of another {one.name}, or of other items"
+                raise ValueError(f"{found}: --again replaces the row, --out FILE leaves it")
             started = time.perf_counter()
             row |= {"format": one.format} | measure(one, name, items)
             row["seconds"] = round(time.perf_counter() - started, 1)
@@ -182,6 +186,7 @@ def main(argv=None):
     parser.add_argument("--items", type=int, default=1000, help="at most so many of each benchmark (default 1000)")
     parser.add_argument("--only", help="benchmarks whose name contains this")
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: benchmarks.json, here)")
+    parser.add_argument("--again", action="store_true", help="replace the rows of a model that has changed")
     parser.add_argument("--check", action="store_true", help="compare 50 items each with transformers, and end")
     args = parser.parse_args(argv)
     try:
@@ -192,8 +197,10 @@ def main(argv=None):
                 if set(equal.values()) != {n}:
                     return 1
         else:
-            run(args.models or default_models(), args.items, args.out, args.only)
-    except (ValueError, OSError) as error:
+            if args.items < 1:
+                raise ValueError(f"--items is {args.items}; it must be at least 1")
+            run(args.models or default_models(), args.items, args.out, args.only, args.again)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(error)
         return 1
     return 0

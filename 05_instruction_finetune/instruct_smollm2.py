@@ -29,7 +29,7 @@ import families  # noqa: E402
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
-from shared.files import write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, write_atomically  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.instructions import answer_loss, check_entries, encode_entry, instruction_loader  # noqa: E402
@@ -130,16 +130,17 @@ def main(argv=None):
     parser.add_argument("--entries", type=int, help="only so many entries and items of each kind, for a trial")
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: instruct_smollm2.json)")
     args = parser.parse_args(argv)
+    if args.seeds < 0 or args.entries is not None and args.entries < 1:
+        parser.error(f"--seeds is {args.seeds} (at least 0), --entries {args.entries} (at least 1)")
     training, narrow_training, narrow, ten, about = parts(args.entries)
     settings, encode = SETTINGS[args.model], encode_chat if args.model == "smollm2" else encode_entry
     table = {"data": about, "ten": [{k: one[k] for k in ("instruction", "input", "output")} for one in ten], "runs": []}
-    if args.out.is_file():
-        old = json.loads(args.out.read_text(encoding="utf-8"))
-        if old.get("data") == about:
-            table["runs"] = old["runs"]
-            print(f"{args.out.name} has {len(old['runs'])} runs: going on")
-        else:
-            print(f"{args.out.name} was made with other data: starting anew")
+    try:
+        table["runs"] = continue_table(args.out, {"data": about})
+    except ValueError as error:
+        parser.error(str(error))
+    if table["runs"]:
+        print(f"{args.out.name} has {len(table['runs'])} runs: going on")
     for seed in (*range(args.seeds), None):
         model, tokenizer = load_base("smollm2" if args.model == "smollm2" else COURSE_BASE)
         model.to(get_device())
@@ -148,6 +149,8 @@ def main(argv=None):
             head |= {"settings": settings, "training": sha_of([training, narrow_training])}
         if any(head.items() <= run.items() for run in table["runs"]):
             continue
+        if any((run["model"], run["seed"]) == (args.model, seed) for run in table["runs"]):
+            parser.error(f"{args.out} has this run of another base, or other settings: name another file with --out")
         row = head | {"date": date.today().isoformat(), "threads": torch.get_num_threads(),
                       "machine": f"{platform.system()} {platform.machine()}, {describe()}"}  # fmt: skip
         state = data.places.data_dir() / f"{tokenizer.name}-instruct-{sha_of(head)[:8]}.run"
@@ -156,7 +159,7 @@ def main(argv=None):
             row |= fine_tune(model, tokenizer, encode, training + settings["passes"] * narrow_training, seed, settings,
                              state)  # fmt: skip
         row |= measure(model, tokenizer, encode, narrow, ten, settings)
-        table["runs"] = [run for run in table["runs"] if (run["model"], run["seed"]) != (args.model, seed)] + [row]
+        table["runs"].append(row)
         write(table, args.out)
         state.unlink(missing_ok=True)
         told = "  ".join(f"{name} {c['exact']}/{c['n']}" for name, c in row["families"].items())
@@ -165,4 +168,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command_line(main)

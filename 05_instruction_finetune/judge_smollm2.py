@@ -29,7 +29,7 @@ from assistant import load_assistant  # noqa: E402
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
 from shared.checkpoints import load_base  # noqa: E402
-from shared.files import command_line, sha256_of, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, sha256_of, write_atomically  # noqa: E402
 from shared.instructions import check_entries, respond  # noqa: E402
 from shared.judge import BETTER, GRADE, by_grade, by_letter, by_likelihood  # noqa: E402
 from shared.runtime import describe, get_device  # noqa: E402
@@ -127,6 +127,8 @@ def main(argv=None):
     parser.add_argument("--bfloat16", action="store_true", help="the judge in 16 bits: faster where the CPU can")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default: %(default)s")
     options = parser.parse_args(argv)
+    if options.seeds < 0 or options.pairs is not None and options.pairs < 2:
+        parser.error(f"--seeds is {options.seeds} (at least 0), --pairs {options.pairs} (at least 2)")
     device = get_device()
     file = data.fetch("instruction_data")
     training, _, all_test = random_split(check_entries(data.load(file))[0])  # as in lesson 5.1
@@ -139,9 +141,10 @@ def main(argv=None):
     made_with = {"judge": encoding.name, "asked": asked, "data": sha256_of(file)[:12], "pairs": len(test),
                  "number_format": str(judge.token_embedding.weight.dtype).removeprefix("torch.")}  # fmt: skip
     table = {"made_with": made_with, "rows": []}
-    if options.out.is_file():
-        kept = json.loads(options.out.read_text(encoding="utf-8"))
-        table = kept if kept.get("made_with") == made_with else table
+    try:
+        table["rows"] = continue_table(options.out, {"made_with": made_with}, rows="rows")
+    except ValueError as error:
+        parser.error(str(error))
     table |= {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}"}
     references = [entry["output"] for entry in test]
 

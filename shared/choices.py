@@ -130,6 +130,8 @@ def last_words(model, tokenizer, texts, batch_size=16):
         pairs.append(([tokenizer.eot_token, *tokenizer.encode_ordinary(before)], tokenizer.encode_ordinary(" " + word)))
     with evaluating(model):
         scored = score_completions(model, pairs, batch_size)
+    if any(losses.isnan().any() for losses, _ in scored):
+        raise FloatingPointError("the model's loss is NaN; its weights are damaged")
     right, chance, sums = [], 0, []
     for (losses, greedy), (before, _, word) in zip(scored, parts, strict=True):
         right.append(bool(greedy.all()))

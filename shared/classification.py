@@ -204,11 +204,8 @@ def load_score(folder, width):
 
 def freeze_except(classifier, what):
     """Let only a part learn: "head", "last_block" (with final norm and head) or "all". Returns how many numbers do."""
-    parts = {
-        "head": [classifier.head],
-        "last_block": [classifier.gpt.blocks[-1], classifier.gpt.final_norm, classifier.head],
-        "all": [classifier],
-    }
+    last_block = [classifier.gpt.blocks[-1], classifier.gpt.final_norm, classifier.head]
+    parts = {"head": [classifier.head], "last_block": last_block, "all": [classifier]}
     if what not in parts:
         raise ValueError(f"freeze_except: {what!r} is not one of {', '.join(parts)}")
     classifier.requires_grad_(False)
@@ -226,20 +223,16 @@ def class_weights(labels, n_labels):
 
 
 def classification_loss(classifier, tokens, lengths, labels, weight=None):
-    """Mean cross-entropy of the labels [B] of tokens [B, T] with `lengths` [B] real ones each.
-
-    With `weight` [L], a message counts by its label's weight in every batch. (F.cross_entropy's own weighted mean
-    divides by the weights of the batch, so that ham counts in full wherever there is no spam beside it.)
+    """Mean cross-entropy of the labels [B] of tokens [B, T] with `lengths` [B] real ones each, times the `weight` [L]
+    of its label. (F.cross_entropy's weighted mean divides by the weights of the batch: ham alone would count in full.)
     """
     loss = F.cross_entropy(classifier(tokens, lengths).float(), labels, weight=weight, reduction="sum")
     return loss / len(labels)
 
 
 def train_classifier(classifier, messages, val_messages=None, *, batch_size=16, weights=None, seed=0, **settings):
-    """Train `classifier` in place with `training.train` and its `settings` (epochs, lr, ...); returns the History.
-
-    `weights` [L]: how much a message of each label counts.
-    """
+    """Train `classifier` in place with `training.train` and its `settings` (epochs, lr, ...), each message weighted
+    by the `weights` [L] of its label; returns the History."""
     context, device = classifier.gpt.config.context_length, classifier.head.weight.device
     weight = None if weights is None else weights.to(device)
 

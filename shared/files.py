@@ -51,10 +51,30 @@ def command_line(main):
     try:
         status = main()
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more, and complains
         status = 1
     raise SystemExit(status)
+
+
+def continue_table(out, conditions, rows="runs"):
+    """The rows of the table in the JSON file `out`, to go on with; none where there is no file yet.
+
+    Raises ValueError, before anything is computed, where no file can be written there, or where it holds something else
+    or was made under other `conditions`, the keys and values that it must have: results are never written over.
+    """
+    out = Path(out)
+    if not out.exists() and out.parent.is_dir():
+        return []
+    if not out.is_file():
+        raise ValueError(f"{out} is no file that can be written: name one in a folder that is there, with --out")
+    table = read_json(out)
+    if not isinstance(table.get(rows), list) or any(table.get(key) != value for key, value in conditions.items()):
+        found = f"{out} is another table, or was made with another model, other data or settings"
+        raise ValueError(f"{found}: name another file with --out, or delete it")
+    return table[rows]
 
 
 def read_utf8(file):

@@ -206,4 +206,7 @@ def _losses(model, tokenizer, begun, replies):
     choices = [tokenizer.encode_ordinary(reply) for reply in replies]
     with evaluating(model):
         scored = score_completions(model, [(ids, choice) for ids in begun for choice in choices])
-    return torch.stack([losses.sum() for losses, _ in scored]).view(len(begun), len(choices))
+    found = torch.stack([losses.sum() for losses, _ in scored]).view(len(begun), len(choices))
+    if found.isnan().any():
+        raise FloatingPointError("the judge's loss is NaN; its weights are damaged")
+    return found

@@ -65,7 +65,7 @@ def test_fit_trains_as_lesson_4_1_does(tokenizer, monkeypatch):
     def train_classifier(model, messages, val_messages=None, **settings):
         settings["weights"] = settings["weights"].tolist()
         calls.append((messages, settings))
-        return SimpleNamespace(val_loss=[0.0])
+        return SimpleNamespace(interrupted=False, val_loss=[0.0])
 
     run = SimpleNamespace(**ablations.SETTINGS["quick"])
     names = {"run": run, "train": train, "train_classifier": train_classifier, "val_balanced": None, "math": math,
@@ -151,7 +151,7 @@ def table(tokenizer, tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_a_table_is_made_continued_and_begun_anew(table, capsys):
+def test_a_table_is_made_continued_and_never_written_over(table, capsys):
     first = table("--runs", "1")
     assert first["data"]["bundled_sample"] and first["data"]["messages"] == len(MESSAGES)
     assert [(run["variant"], run["labels"], run["split"], run["seed"]) for run in first["runs"]] == [
@@ -169,9 +169,13 @@ def test_a_table_is_made_continued_and_begun_anew(table, capsys):
     assert second["runs"][:3] == first["runs"] and len(second["runs"]) == 4
     assert second["runs"][3]["split"] == second["runs"][3]["seed"] == 1
     ablations.SETTINGS["quick"]["few_steps"] = 4
-    third = table("--runs", "1", "--only", "TF-IDF")
-    assert "starting anew" in capsys.readouterr().out
-    assert len(third["runs"]) == 1 and third["settings"]["few_steps"] == 4
+    with pytest.raises(SystemExit, match="2"):
+        table("--runs", "1", "--only", "TF-IDF")
+    assert "other data or settings: name another file with --out" in capsys.readouterr().err
+    for bad in (("--runs", "0"), ("--only", "nothing of the kind")):
+        with pytest.raises(SystemExit, match="2"):
+            table(*bad)
+        assert "nothing to do" in capsys.readouterr().err
 
 
 def test_runs_of_a_split_share_its_test_part_and_not_their_labels(table):

@@ -42,7 +42,9 @@ def test_table_is_made_continued_and_renewed(script, offline, tmp_path, capsys):
     assert set(first) == {("smollm2-tiny", name) for name in ("HellaSwag", "PIQA", "ARC-Easy", "LAMBADA")}
     assert script.main(["smollm2", "--items", "8", "--out", str(out)]) == 0
     assert rows_of(out) == first | {("smollm2-tiny", "BLiMP"): rows_of(out)["smollm2-tiny", "BLiMP"]}
-    assert script.main(["smollm2", "--items", "9", "--only", "piqa", "--out", str(out)]) == 0
+    nine = ["smollm2", "--items", "9", "--only", "piqa", "--out", str(out)]
+    assert script.main(nine) == 1 and rows_of(out)["smollm2-tiny", "PIQA"]["n"] == 8, "a row is not written over"
+    assert script.main([*nine, "--again"]) == 0
     rows = rows_of(out)
     assert rows["smollm2-tiny", "PIQA"]["n"] == 9 and len(rows) == 5
     for row in rows.values():

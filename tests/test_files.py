@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import read_json, sha256_of, write_atomically
+from shared.files import continue_table, read_json, sha256_of, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,3 +115,22 @@ def test_a_command_ends_quietly_where_nobody_reads_on(command):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_a_table_goes_on_only_under_its_own_conditions(tmp_path):
+    out = tmp_path / "table.json"
+    assert continue_table(out, {"data": 1}) == []
+    out.write_text('{"data": 1, "runs": [{"seed": 0}]}', encoding="utf-8")
+    assert continue_table(out, {"data": 1}) == [{"seed": 0}]
+    for text in ('{"data": 2, "runs": []}', '{"data": 1}', '{"mine": [1, 2]}', '{"data": 1, "runs": {}}'):
+        out.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="table.json is another table.*--out"):
+            continue_table(out, {"data": 1})
+        assert out.read_text(encoding="utf-8") == text
+    for text in ("", '{"data": 1, "ru', "[1]"):
+        out.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="table.json is damaged"):
+            continue_table(out, {"data": 1})
+    for place in (tmp_path, tmp_path / "not there" / "table.json"):
+        with pytest.raises(ValueError, match="is no file that can be written"):
+            continue_table(place, {})

@@ -124,8 +124,10 @@ def test_the_script_goes_on_where_it_stopped(script, tmp_path, capsys, monkeypat
     script.main(["--seeds", "1", "--pairs", "2", "--out", str(out)])
     assert json.loads(out.read_text(encoding="utf-8"))["rows"] == whole["rows"]
     assert capsys.readouterr().out.count("turn with the order") == 2
-    script.main(["--seeds", "1", "--pairs", "3", "--out", str(out)])  # other conditions: anew
-    assert capsys.readouterr().out.count("turn with the order") == 4
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--seeds", "1", "--pairs", "3", "--out", str(out)])  # other conditions
+    assert "name another file with --out" in capsys.readouterr().err
+    assert json.loads(out.read_text(encoding="utf-8"))["rows"] == whole["rows"]
 
 
 # The assistant of lesson 5.1, as lessons 5.2 and 5.2b read it.

@@ -122,15 +122,15 @@ def test_a_table_that_was_broken_off_is_the_unbroken_one(small, tmp_path, monkey
     monkeypatch.setattr(training, "training_step", stopped)
     status, _, part = small("broken", "--only", "SmolLM2")
     assert status == 130 and script.FINE_TUNED not in part
-    assert (tmp_path / "broken" / "smollm2-tiny-spam.checkpoint").is_file()
+    assert len([*(tmp_path / "broken").glob("smollm2-tiny-spam-*.checkpoint")]) == 1
     assert "the same command goes on" in capsys.readouterr().out
     status, _, again = small("broken")
     assert status == 0 and again == whole
     total = math.ceil(len(split(MESSAGES[:120])[0]) / script.RECIPES[script.FINE_TUNED]["batch_size"])
     assert len(taken) == total > 2, "no step was taken twice"
-    assert not (tmp_path / "broken" / "smollm2-tiny-spam.checkpoint").exists()
+    assert not [*(tmp_path / "broken").glob("*.checkpoint")]
 
-    kept, other = (SpamClassifier.load(tmp_path / where / "smollm2-spam") for where in ("whole", "broken"))
+    kept, other = (SpamClassifier.load(tmp_path / where / "smollm2-tiny-spam") for where in ("whole", "broken"))
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), other.parameters(), strict=True))
     assert kept.threshold == other.threshold == whole[script.FINE_TUNED]["test"]["decisions"]["validation"]["threshold"]
     (tn, fp), (fn, tp) = whole[script.FINE_TUNED]["test"]["decisions"]["validation"]["confusion"]
@@ -138,9 +138,11 @@ def test_a_table_that_was_broken_off_is_the_unbroken_one(small, tmp_path, monkey
     assert called.count("spam") == fp + tp and called.count("ham") == tn + fn, "what is kept is what was measured"
 
 
-def test_another_model_starts_anew(small, tmp_path, capsys):
+def test_the_table_of_another_model_is_not_written_over(small, tmp_path, capsys):
     small("whole", "--only", "chat")
     file = tmp_path / "whole" / "table.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"name": "smollm2-tiny"', '"name": "x"'), encoding="utf-8")
-    _, _, runs = small("whole", "--only", "chat, 0 shots, spam/ham")
-    assert "starting anew" in capsys.readouterr().out and list(runs) == ["chat, 0 shots, spam/ham"]
+    before = file.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        small("whole", "--only", "chat, 0 shots, spam/ham")
+    assert "name another file with --out" in capsys.readouterr().err and file.read_bytes() == before
