@@ -3,10 +3,11 @@
     python 04_classification_finetune/spam_smollm2.py
 
 Writes spam_smollm2.json beside this file (or --out FILE) after each run: some ten runs by prompt, one fine-tuning
-(tens of minutes on a CPU, with a checkpoint of 1.6 GB on the way), and beside it the classifier of lesson 4.1 and
-TF-IDF. The same command goes on where it stopped, within the fine-tuning too; with another model or other data it
-starts anew. The fine-tuned classifier is kept in data/smollm2-spam, for classify.py. All runs read the test messages of
-lesson 4.1. Where the file of SmolLM2 is missing, the tiny stand-in runs, and the table says so. Lesson 4.2 shows it.
+(tens of minutes on a CPU, with a checkpoint of 1.6 GB on the way), and beside it the classifier of lesson 4.1 and TF-
+IDF. The same command goes on where it stopped, within the fine-tuning too; a table of another model or other data is
+never written over. The fine-tuned classifier is kept in data/, under the model's name and -spam, for classify.py. All
+runs read the test messages of lesson 4.1. Where the file of SmolLM2 is missing, the tiny stand-in runs, and the table
+says so. Lesson 4.2 shows it.
 """
 
 import argparse
