@@ -38,7 +38,7 @@ from shared.classification import (  # noqa: E402
     split,
     train_classifier,
 )
-from shared.files import command_line, continue_table, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.metrics import classification_metrics, roc_auc  # noqa: E402
 from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
@@ -223,14 +223,6 @@ def rows_of(table):
     return rows, sorted(set.intersection(*map(set, rows.values()))) if rows else []
 
 
-def write(table, out):
-    """Write the table, one run a line; at every moment the file is whole."""
-    lines = json.dumps(table | {"runs": []}, indent=2).removesuffix("[]\n}")
-    runs = ",\n".join("    " + json.dumps(run) for run in table["runs"])
-    with write_atomically(out) as part:
-        part.write_text(f"{lines}[\n{runs}\n  ]\n}}\n", encoding="utf-8")
-
-
 def main(argv=None):
     """`python 04_classification_finetune/ablations.py`: make or continue the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -264,7 +256,7 @@ def main(argv=None):
             folder = COURSE_BASE if name == SIZE["full"] else None
             result = run_variant(VARIANTS.get(name, {}), n, run, messages, settings, folder)
             table["runs"].append({"variant": name, "labels": n, "split": run % SPLITS, "seed": run} | result)
-            write(table, args.out)
+            write_table(args.out, table)
             (tn, fp), (fn, tp) = result["confusion"]
             print(f"run {run}  {name:28} {n:>3} labels  ham {tn}/{tn + fp}  spam {tp}/{fn + tp}  "
                   f"AUC {result['auc']:.3f}  {result['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from ablations import fit_baseline, write  # noqa: E402
+from ablations import fit_baseline  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
@@ -39,7 +39,7 @@ from shared.classification import (  # noqa: E402
     split,
     train_classifier,
 )
-from shared.files import command_line, continue_table  # noqa: E402
+from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import CachePass, KVCache, last_logits, prefill  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.loss import mixed_precision  # noqa: E402
@@ -284,7 +284,7 @@ def main(argv=None):
             return 130
         seconds = round(time.perf_counter() - started, 1)
         table["runs"].append({"name": name, "seconds": seconds} | result)
-        write(table, args.out)
+        write_table(args.out, table)
         if name == FINE_TUNED:
             checkpoint.unlink(missing_ok=True)
         found = result.get("test", result)

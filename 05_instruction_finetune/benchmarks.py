@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT)]
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, save_model  # noqa: E402
 from shared.choices import by_every_rule, last_words, minimal_pairs  # noqa: E402
-from shared.files import command_line, continue_table, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.runtime import autocast_dtype, describe, get_device  # noqa: E402
 
@@ -100,14 +100,6 @@ def measure(one, name, items):
             "answers": "".join(str(int(right)) for right in answers.right)}  # fmt: skip
 
 
-def write(table, out):
-    """Write the table, one run a line; at every moment the file is whole."""
-    lines = json.dumps(table | {"runs": []}, indent=2).removesuffix("[]\n}")
-    runs = ",\n".join("    " + json.dumps(run) for run in table["runs"])
-    with write_atomically(out) as part:
-        part.write_text(f"{lines}[\n{runs}\n  ]\n}}\n", encoding="utf-8")
-
-
 def run(models, n, out, only=None, again=False):
     """Measure what is not yet in the table `out`, and write it after each benchmark. With `again`, rows of a model of
     the same name but other weights or items are replaced; without it they are a ValueError."""
@@ -133,7 +125,7 @@ def run(models, n, out, only=None, again=False):
             row |= {"format": one.format} | measure(one, name, items)
             row["seconds"] = round(time.perf_counter() - started, 1)
             runs[:] = [old for old in runs if (old["model"], old["benchmark"]) != (one.name, name)] + [row]
-            write(table, out)
+            write_table(out, table)
             print(f"{one.name:28} {name:10} n {row['n']:5}  {row['right']}  {row['seconds']:.0f} s", flush=True)
 
 

@@ -29,7 +29,7 @@ import families  # noqa: E402
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
-from shared.files import command_line, continue_table, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.instructions import answer_loss, check_entries, encode_entry, instruction_loader  # noqa: E402
@@ -114,14 +114,6 @@ def sha_of(content):
     return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()
 
 
-def write(table, out):
-    """Write the table, one run a line; at every moment the file is whole."""
-    lines = json.dumps(table | {"runs": []}, indent=1, ensure_ascii=False).removesuffix("[]\n}")
-    runs = ",\n".join("  " + json.dumps(run, ensure_ascii=False) for run in table["runs"])
-    with write_atomically(out) as part:
-        part.write_text(f"{lines}[\n{runs}\n ]\n}}\n", encoding="utf-8")
-
-
 def main(argv=None):
     """`python 05_instruction_finetune/instruct_smollm2.py`: make or continue the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,7 +152,7 @@ def main(argv=None):
                              state)  # fmt: skip
         row |= measure(model, tokenizer, encode, narrow, ten, settings)
         table["runs"].append(row)
-        write(table, args.out)
+        write_table(args.out, table)
         state.unlink(missing_ok=True)
         told = "  ".join(f"{name} {c['exact']}/{c['n']}" for name, c in row["families"].items())
         print(f"{args.model}, {'as it came' if seed is None else f'seed {seed}'}: {told}", flush=True)

@@ -29,7 +29,7 @@ from assistant import load_assistant  # noqa: E402
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
 from shared.checkpoints import load_base  # noqa: E402
-from shared.files import command_line, continue_table, sha256_of, write_atomically  # noqa: E402
+from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
 from shared.instructions import check_entries, respond  # noqa: E402
 from shared.judge import BETTER, GRADE, by_grade, by_letter, by_likelihood  # noqa: E402
 from shared.runtime import describe, get_device  # noqa: E402
@@ -113,13 +113,6 @@ def pair_key(entry, a, b):
     return hashlib.sha256(json.dumps([entry["instruction"], entry["input"], a, b]).encode()).hexdigest()[:8]
 
 
-def write(table, out):
-    lines = [f'  "{name}": {json.dumps(value)}' for name, value in table.items() if name != "rows"]
-    rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in table["rows"])
-    with write_atomically(out) as part:
-        part.write_text("{\n" + ",\n".join(lines) + f',\n  "rows": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="ways to make answers worse (default: 3)")
@@ -161,7 +154,7 @@ def main(argv=None):
         row["good"] = said_of_references if good is references else alone(judge, encoding, test, good)
         row["bad"] = alone(judge, encoding, test, bad)
         table["rows"] = [r for r in table["rows"] if (r["worse"], r["seed"]) != (worse, seed)] + [row]
-        write(table, options.out)
+        write_table(options.out, table, "rows")
         turned = sum((a > 0) == (b > 0) for a, b in zip(row["first"], row["second"], strict=True))
         likely = sum(a < b for a, b in zip(row["good"]["bits"], row["bad"]["bits"], strict=True))
         print(f"{worse}, seed {seed}: {turned} of {len(test)} turn with the order, the likelier one is the better one "

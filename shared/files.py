@@ -77,6 +77,15 @@ def continue_table(out, conditions, rows="runs"):
     return table[rows]
 
 
+def write_table(out, table, rows="runs"):
+    """Write a table as JSON, each of its `rows` on a line of its own, atomically: after every row the file is whole."""
+    head = {key: value for key, value in table.items() if key != rows} | {rows: []}  # the rows come last
+    begun = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("]\n}")
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in table[rows])
+    with write_atomically(out) as part:
+        part.write_text(f"{begun}\n{lines}\n ]\n}}\n", encoding="utf-8")
+
+
 def read_utf8(file):
     """The text of a file in UTF-8. Raises ValueError, naming the file, where it is none."""
     try:

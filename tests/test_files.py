@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import continue_table, read_json, sha256_of, write_atomically
+from shared.files import continue_table, read_json, sha256_of, write_atomically, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,3 +134,15 @@ def test_a_table_goes_on_only_under_its_own_conditions(tmp_path):
     for place in (tmp_path, tmp_path / "not there" / "table.json"):
         with pytest.raises(ValueError, match="is no file that can be written"):
             continue_table(place, {})
+
+
+@pytest.mark.parametrize("name", ["runs", "rows"])
+def test_a_written_table_has_a_row_on_each_line(tmp_path, name):
+    table = {"made": {"date": "2026-11-27", "lists": []}, name: [{"seed": 0, "text": '"runs": []'}, {"text": "né"}]}
+    write_table(tmp_path / "table.json", table, name)
+    assert read_json(tmp_path / "table.json") == table
+    assert continue_table(tmp_path / "table.json", {}, name) == table[name]
+    lines = (tmp_path / "table.json").read_text(encoding="utf-8").split("\n")
+    assert sum(line.startswith('  {"') for line in lines) == 2
+    write_table(tmp_path / "table.json", table | {name: []}, name)
+    assert read_json(tmp_path / "table.json")[name] == []
