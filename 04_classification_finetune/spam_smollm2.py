@@ -42,7 +42,6 @@ from shared.classification import (  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import CachePass, KVCache, last_logits, prefill  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
-from shared.loss import mixed_precision  # noqa: E402
 from shared.metrics import bootstrap, roc_auc  # noqa: E402
 from shared.runtime import describe, evaluating, get_device, seed_everything  # noqa: E402
 
@@ -85,7 +84,7 @@ def by_prompt(model, tokenizer, texts, before, after, words, batch_size=16):
         raise ValueError(f"the words {words} begin with the same token")
     cache = KVCache(model, min(batch_size, len(texts)), len(prefix) + max(map(len, rest)))
     order, found = sorted(range(len(rest)), key=lambda i: len(rest[i])), torch.zeros(len(rest), 2)
-    with evaluating(model), mixed_precision(get_device()):
+    with evaluating(model):  # in float32: 16 bits would round the log-odds to eighths
         prefill(model, cache, [0], [prefix])
         cache.keys[:, 1:], cache.values[:, 1:] = cache.keys[:, :1], cache.values[:, :1]
         cache.tokens = [prefix for _ in cache.tokens]
@@ -235,10 +234,10 @@ def main(argv=None):
     own = deduplicate(parse_messages((data.places.SAMPLES / "sms_messages.tsv").read_text(encoding="utf-8")))
     others = [message for message in own if message[1] not in known]  # none where the messages are these
     model, tokenizer = load_base("smollm2")
-    common = json.loads(json.dumps(conditions(model, tokenizer, messages, file, others)))
+    common = conditions(model, tokenizer, messages, file, others)
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
             "threads": torch.get_num_threads()}  # fmt: skip
-    table = {"made": made} | common | {"labels": "".join(map(str, numbers(parts[2]).tolist())), "runs": []}
+    table = common | {"labels": "".join(map(str, numbers(parts[2]).tolist())), "runs": []}
     try:
         table["runs"] = continue_table(args.out, common)
     except ValueError as error:
@@ -272,6 +271,8 @@ def main(argv=None):
             name = f"{form}, {shots} shots{f' (draw {draw[0]})' if draw else ''}, {words}"
             runs[name] = by_words(words, form, shots, *draw)
     runs |= {TFIDF: tfidf, COURSE: course, FINE_TUNED: fine_tuned}  # the last one changes the model
+    if not any(args.only in name for name in runs):
+        parser.error(f"--only is {args.only!r}; no run's name contains that: {'; '.join(runs)}")
     done = {run["name"] for run in table["runs"]}
     for name, run in runs.items():
         if name in done or args.only not in name:
@@ -283,7 +284,7 @@ def main(argv=None):
             print("stopped; the same command goes on")
             return 130
         seconds = round(time.perf_counter() - started, 1)
-        table["runs"].append({"name": name, "seconds": seconds} | result)
+        table["runs"].append({"name": name, "seconds": seconds} | made | result)
         write_table(args.out, table)
         if name == FINE_TUNED:
             checkpoint.unlink(missing_ok=True)

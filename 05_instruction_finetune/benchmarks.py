@@ -33,7 +33,7 @@ from shared.checkpoints import COURSE_BASE, load_base, save_model  # noqa: E402
 from shared.choices import by_every_rule, last_words, minimal_pairs  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
-from shared.runtime import autocast_dtype, describe, get_device  # noqa: E402
+from shared.runtime import describe, get_device  # noqa: E402
 
 OUT = Path(__file__).with_name("benchmarks.json")
 BENCHMARKS = {"BLiMP": "blimp", "HellaSwag": "hellaswag", "PIQA": "piqa", "ARC-Easy": "arc_easy", "LAMBADA": "lambada"}
@@ -49,20 +49,17 @@ class Model:
     name: str
     parameters: int
     weights: str  # a checksum
-    format: str
 
 
 def load(path):
-    """The `Model` in a folder, or "smollm2", on the device and in the format in which it is measured."""
+    """The `Model` in a folder, or "smollm2", on the device, in float32: 16 bits would round the logits to eighths."""
     model, tokenizer = load_base(path)
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().numpy().tobytes())
-    n = count_parameters(model)
-    dtype = autocast_dtype(get_device()) if n > 50e6 else None
     name = tokenizer.name if path == "smollm2" else Path(path).name
-    model = model.to(get_device(), dtype or torch.float32).eval()
-    return Model(model, tokenizer, name, n, digest.hexdigest()[:16], str(dtype or torch.float32).removeprefix("torch."))
+    model = model.to(get_device(), torch.float32).eval()
+    return Model(model, tokenizer, name, count_parameters(model), digest.hexdigest()[:16])
 
 
 def default_models():
@@ -105,7 +102,7 @@ def run(models, n, out, only=None, again=False):
     the same name but other weights or items are replaced; without it they are a ValueError."""
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}"}
     runs = continue_table(out, {"card": CARD})
-    table = {"made": made, "card": CARD, "runs": runs}
+    table = {"card": CARD, "runs": runs}
     for path in models:
         one = None
         for name in BENCHMARKS:
@@ -122,7 +119,7 @@ def run(models, n, out, only=None, again=False):
                 found = f"{out} has {name} of another {one.name}, or of other items"
                 raise ValueError(f"{found}: --again replaces the row, --out FILE leaves it")
             started = time.perf_counter()
-            row |= {"format": one.format} | measure(one, name, items)
+            row |= made | measure(one, name, items)
             row["seconds"] = round(time.perf_counter() - started, 1)
             runs[:] = [old for old in runs if (old["model"], old["benchmark"]) != (one.name, name)] + [row]
             write_table(out, table)
@@ -130,7 +127,7 @@ def run(models, n, out, only=None, again=False):
 
 
 def check(path="smollm2", n=50):
-    """Are we right where transformers is? (how often equal on ARC-Easy by sum and by byte, and on LAMBADA; n)
+    """Are we right where transformers is? {ARC-Easy by sum, by byte, LAMBADA: (how many answers are equal, of all)}
 
     The model is saved as a Hugging Face folder, in float32, and read with transformers, weights, tokenizer and all;
     its side scores one text at a time, from the logits of the whole text.
@@ -160,7 +157,8 @@ def check(path="smollm2", n=50):
         for item, its in zip(items, scores, strict=True):
             values = [score / size(choice) for score, choice in zip(its, item["choices"], strict=True)]
             picked.append(values.index(max(values)) == item["gold"])
-        equal[f"ARC-Easy by {rule}"] = sum(a == b for a, b in zip(picked, ours[rule].right.tolist(), strict=True))
+        same = [a == b for a, b in zip(picked, ours[rule].right.tolist(), strict=True)]
+        equal[f"ARC-Easy by {rule}"] = sum(same), len(same)
     passages, right = draw("LAMBADA", n)[0], []
     for before, _, word in (text.rpartition(" ") for text in passages):
         row = torch.tensor([[start, *ids_of(before)]])
@@ -168,7 +166,7 @@ def check(path="smollm2", n=50):
                               max_new_tokens=len(ids_of(" " + word)))[0, row.shape[1] :]  # fmt: skip
         right.append(new.tolist() == ids_of(" " + word))
     ours = last_words(model, tokenizer, passages)[0].right.tolist()
-    return equal | {"LAMBADA": sum(a == b for a, b in zip(ours, right, strict=True))}, len(passages)
+    return equal | {"LAMBADA": (sum(a == b for a, b in zip(ours, right, strict=True)), len(right))}
 
 
 def main(argv=None):
@@ -184,9 +182,9 @@ def main(argv=None):
     try:
         if args.check:
             for path in args.models or ["smollm2"]:
-                equal, n = check(path)
-                print(f"{path}: of {n} answers those of transformers:", equal)
-                if set(equal.values()) != {n}:
+                equal = check(path)
+                print(f"{path}, equal to transformers:", *(f"{name} {a} of {n}" for name, (a, n) in equal.items()))
+                if any(a != n for a, n in equal.values()):
                     return 1
         else:
             if args.items < 1:

@@ -103,7 +103,7 @@ def parts(n_entries=None):
     narrow_training, narrow = families.items()
     training = families.without(training, narrow)[:n_entries]
     if n_entries:  # of each family some
-        narrow_training, narrow = (whole[:: len(whole) // n_entries] for whole in (narrow_training, narrow))
+        narrow_training, narrow = (whole[:: max(1, len(whole) // n_entries)] for whole in (narrow_training, narrow))
     ten = test[:10]
     about = {"file": Path(file).name, "bundled_sample": data.places.is_sample(file), "sha256": sha_of([narrow, ten])}
     return training, narrow_training, narrow, ten, about

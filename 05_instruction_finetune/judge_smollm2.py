@@ -2,11 +2,12 @@
 
     python 05_instruction_finetune/judge_smollm2.py --seeds 3 --bfloat16
 
-Writes judge_smollm2.json beside this file (or --out FILE) after each of its parts, and goes on where it stopped; with
-another model, other data or another number format it starts anew. The test entries are those of lesson 5.1. The good
-answer is the reference; the worse one is the reference of another entry, the same words shuffled, or the same answer
-with one word wrong; a seed decides how. Each pair is asked in both orders. Last, the answers of the base and of lesson
-5.1's assistant are judged in the same ways. Lesson 5.2b draws the table.
+Writes judge_smollm2.json beside this file (or --out FILE) after each of its parts, and goes on where it stopped; a
+table of another model, other data or another number format is never written over, only answers that changed are. The
+test entries are those of lesson 5.1. The good answer is the reference; the worse one is the reference of another
+entry, the same words shuffled, or the same answer with one word wrong; a seed decides how. Each pair is asked in both
+orders. Last, the answers of the base and of lesson 5.1's assistant are judged in the same ways. Lesson 5.2b draws the
+table.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+_HELD = {}  # the locks of the tables that this program writes
 _ASIDE = ".partial-export-"  # how the folder begins in which several files are written aside
 
 
@@ -62,14 +63,23 @@ def command_line(main):
 def continue_table(out, conditions, rows="runs"):
     """The rows of the table in the JSON file `out`, to go on with; none where there is no file yet.
 
-    Raises ValueError, before anything is computed, where no file can be written there, or where it holds something else
-    or was made under other `conditions`, the keys and values that it must have: results are never written over.
+    Raises ValueError, before anything is computed, where no file can be written there, where another program writes it,
+    or where it holds something else or was made under other `conditions`, the keys and values that it must have:
+    results are never written over. The file is this program's until it ends.
     """
-    out = Path(out)
-    if not out.exists() and out.parent.is_dir():
-        return []
-    if not out.is_file():
+    import filelock  # not above: the set-up reads this module before anything is installed
+
+    out, conditions = Path(out), json.loads(json.dumps(conditions))  # as they come back from a file
+    if out.exists() and not out.is_file() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out} is no file that can be written: name one in a folder that is there, with --out")
+    name = f"table-{hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]}.lock"
+    lock = _HELD.setdefault(name, filelock.FileLock(Path(tempfile.gettempdir()) / name))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(f"another program is writing {out}: wait for it, or name another file with --out") from None
+    if not out.exists():
+        return []
     table = read_json(out)
     if not isinstance(table.get(rows), list) or any(table.get(key) != value for key, value in conditions.items()):
         found = f"{out} is another table, or was made with another model, other data or settings"

@@ -191,6 +191,8 @@ def by_likelihood(model, tokenizer, asked):
         sizes.append(max(1, len(valid_unicode(answer).encode("utf-8"))))
     with evaluating(model):
         nats = torch.stack([losses.sum() for losses, _ in score_completions(model, pairs)])
+    if nats.isnan().any():
+        raise FloatingPointError("the judge's loss is NaN; its weights are damaged")
     return nats / torch.tensor(sizes) / math.log(2)
 
 

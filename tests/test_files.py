@@ -146,3 +146,11 @@ def test_a_written_table_has_a_row_on_each_line(tmp_path, name):
     assert sum(line.startswith('  {"') for line in lines) == 2
     write_table(tmp_path / "table.json", table | {name: []}, name)
     assert read_json(tmp_path / "table.json")[name] == []
+
+
+def test_a_table_has_one_writer(tmp_path):
+    out = tmp_path / "table.json"
+    assert continue_table(out, {}) == [] == continue_table(out, {}), "the same program may ask again"
+    code = "import sys; from shared.files import continue_table; continue_table(sys.argv[1], {})"
+    other = subprocess.run([sys.executable, "-c", code, out], cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 1 and "another program is writing" in other.stderr

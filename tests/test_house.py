@@ -12,7 +12,7 @@ SHARED = notebooks.ROOT / "shared"
 ORDER = (
     "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "smollm_tokenizer", "batches", "bigrams",
     "attention", "gpt", "llama", "llama_files", "loss", "sampling", "generation", "resume", "training", "gguf",
-    "weights", "checkpoints", "classification", "instructions", "conversations", "lora", "preference", "policy",
+    "weights", "checkpoints", "classification", "instructions", "conversations", "nf4", "lora", "preference", "policy",
     "metrics", "evaluation", "choices", "judge", "judge_servers",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
