@@ -104,7 +104,8 @@ def test_ten_steps_and_merged_logits_equal_peft(model, targets, tmp_path):
     assert losses[0][0] - losses[0][-1] > 0.01  # it learned something
     assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-6)
     lora.merge_lora(model.eval())
-    merged = other.eval().merge_and_unload()
+    # peft merges an adapted head into the embedding that it is tied to, and warns: there its model as it is counts
+    merged = other.eval() if "head" in targets else other.eval().merge_and_unload()
     with torch.no_grad():
         assert_close(model(tokens(99)), merged(input_ids=tokens(99)).logits, rtol=0, atol=1e-5)
 
