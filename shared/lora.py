@@ -118,7 +118,7 @@ def count_trainable(model):
 
 @torch.no_grad()
 def merge_lora(model):
-    """Add each update to its weight, in place, so that `model` is a plain one; returns the adapters, {name: adapter}.
+    """Add each update to its weight, in place: a plain model again. Returns the adapters, {name: LoRALinear}.
 
     A layer in 4 bits becomes an nn.Linear in float32. A head that is tied to the embedding is untied where it was
     adapted, which a printed line says. All weights stay frozen. Raises ValueError where there is no adapter, or one
