@@ -241,7 +241,7 @@ def main(argv=None):
         seed_everything(seed or 0)
         started = time.perf_counter()
         if task == "cost":
-            row = run_cost(1 if args.tiny else 7)
+            row = run_cost(1 if args.tiny else 15)
         else:
             row = {"families": run_families, "spam": run_spam, "alpaca": run_alpaca}[task](method, seed, args.tiny)
         head = {"task": task, "method": method, "seed": seed, "date": date.today().isoformat(),
