@@ -31,7 +31,7 @@ SMALLER = {
     'load_base("smollm2")': '__import__("shared.checkpoints").checkpoints.load_gguf('
                             'ROOT / "shared/data/samples/smollm2-tiny.gguf")',
     "tried = [0, 1, 4, 16, 256]": "tried = [0, 16, 256]",
-    "some_of(narrow_training, 96)": "some_of(narrow_training, 48)",
+    "some_of(narrow_training, 64)": "some_of(narrow_training, 40)",
 }
 LEFT_OUT = ['plt.axvline(8, color="#b86e00"']
 WRONG_ANSWERS = {
