@@ -92,7 +92,7 @@ def apply_lora(model, rank=8, alpha=16, targets=("blocks",), dropout=0.0):
         check_lora(layer, rank, alpha, dropout, name)
     model.requires_grad_(False)
     for name, layer in found.items():
-        model.set_submodule(name, LoRALinear(layer, rank, alpha, dropout))
+        model.set_submodule(name, LoRALinear(layer, rank, alpha, dropout).train(model.training))
     return model
 
 
