@@ -51,17 +51,16 @@ def check_pairs(rows):
 def _checked_pair(row):
     if not isinstance(row, dict):
         raise ValueError(f"is {type(row).__name__}, not an object with instruction, input, chosen and rejected")
-    pair = dict(row)
+    pair = row | {"input": "" if row.get("input") is None else row["input"]}
     for field in ("instruction", "input", "chosen", "rejected"):
-        value = row.get(field)
-        if field == "input" and value is None:
-            value = ""
-        if not isinstance(value, str):
-            said = "has no" if field not in row else f"has {json.dumps(value, default=str)[:40]} for"
-            raise ValueError(f"{said} {'prompt (instruction)' if field == 'instruction' else field}")
-        pair[field] = valid_unicode(value).strip()
+        name = "prompt (instruction)" if field == "instruction" else field
+        if field not in pair:
+            raise ValueError(f"has no {name}")
+        if not isinstance(pair[field], str):
+            raise ValueError(f"has {json.dumps(pair[field], default=str)[:40]} for {name}")
+        pair[field] = valid_unicode(pair[field]).strip()
         if field != "input" and not pair[field]:
-            raise ValueError(f"{'prompt (instruction)' if field == 'instruction' else field} is empty")
+            raise ValueError(f"{name} is empty")
     if pair["chosen"] == pair["rejected"]:
         raise ValueError("chosen and rejected are equal: there is nothing to prefer")
     return pair
@@ -122,10 +121,12 @@ def pair_log_probs(model, data, batch_size=16):
         for start in range(0, len(data), batch_size):
             batch = collate_pairs([data[i] for i in range(start, min(start + batch_size, len(data)))])
             found.append(sequence_log_probs(model, *(x.to(device) for x in batch)).view(2, -1).T.cpu())
-    found = torch.cat(found)
+    return _finite(torch.cat(found), "log-probabilities of pair")
+
+
+def _finite(found, what):
     if not found.isfinite().all():
-        row = int((~found.isfinite()).any(dim=1).nonzero()[0])
-        raise FloatingPointError(f"the log-probabilities of pair {row} are {found[row].tolist()}: damaged weights")
+        raise FloatingPointError(f"the {what} {int((~found.isfinite()).nonzero()[0, 0])} are not finite")
     return found
 
 
@@ -133,7 +134,7 @@ def dpo_loss(
     policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, *, label_smoothing=0.0, kind="sigmoid",
     lengths=None,
 ):  # fmt: skip
-    """The mean loss of B pairs from four log-probabilities [B]: -log sigmoid of the margin (Rafailov et al. 2023, eq. 7).
+    """Mean loss of B pairs from four log-probabilities [B]: -log sigmoid of the margin (Rafailov et al. 2023, eq. 7).
 
     `label_smoothing` is the share of pairs that are believed to be the wrong way round: "sigmoid" then mixes both
     orders (conservative DPO, Mitchell 2023), "robust" subtracts what they add on average (Chowdhury et al. 2024).
@@ -157,18 +158,16 @@ def check_settings(beta, label_smoothing=0.0, kind="sigmoid", nll=0.0):
     """Raises ValueError, naming the value and its bound, for settings that make no sense."""
     if not 0 < beta < math.inf:
         raise ValueError(f"beta is {beta}; it must be a finite number above 0")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 0.5")
+    if not 0 <= label_smoothing < 0.5 or label_smoothing and kind == "ipo":
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 0.5, for 'ipo' 0")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    if kind == "ipo" and label_smoothing:
-        raise ValueError(f"label_smoothing is {label_smoothing}; for kind 'ipo' it must be 0")
     if not 0 <= nll < math.inf:
         raise ValueError(f"nll is {nll}; it must be a finite number of at least 0")
 
 
 def implicit_rewards(policy, reference, beta=0.1):
-    """beta (log pi - log pi_ref) (Rafailov et al. 2023, section 4): log-probabilities of any shape -> the same."""
+    """beta (log pi - log pi_ref) (Rafailov et al. 2023, section 4), of log-probabilities of any shape."""
     check_settings(beta)
     return beta * (policy - reference)
 
@@ -177,7 +176,7 @@ def win_share(margins):
     """How many of the margins [N] are above 0, exact ties counting half: before training all are 0, and this is 0.5."""
     margins = torch.as_tensor(margins, dtype=torch.float64)
     if not len(margins) or margins.isnan().any():
-        raise ValueError(f"a share needs margins that are numbers; got {len(margins)}, some of them NaN, or none")
+        raise ValueError(f"of {len(margins)} margins {int(margins.isnan().sum())} are NaN; a share needs numbers")
     return ((margins > 0).double() + 0.5 * (margins == 0).double()).mean().item()
 
 
@@ -203,18 +202,18 @@ def train_dpo(
     check_settings(beta, label_smoothing, kind, nll)
     if reference.shape != (len(data), 2):
         raise ValueError(f"reference is {list(reference.shape)}; {len(data)} pairs need [{len(data)}, 2]")
-    loader = _pair_loader(range(len(data)), data, batch_size, seed, partial(_with_reference, data, reference))
+    loader = _pair_loader([*zip(data, reference, strict=True)], data, batch_size, seed, _collate_with_reference)
     loss_fn = partial(preference_loss, beta=beta, label_smoothing=label_smoothing, kind=kind, nll=nll)
     return train(model, loader, loss_fn=loss_fn, lr=lr, epochs=epochs, seed=seed, **settings)
 
 
-def _with_reference(data, reference, numbers):
-    inputs, targets = collate_pairs([data[i] for i in numbers])
-    return inputs, reference[numbers], targets
+def _collate_with_reference(batch):
+    pairs, reference = zip(*batch, strict=True)
+    inputs, targets = collate_pairs(pairs)
+    return inputs, torch.stack(reference), targets
 
 
 def _pair_loader(items, data, batch_size, seed, collate):
-    """Shuffled batches of `items`, in which pairs of like length stand together."""
     sizes = [max(len(ids) for ids, _ in pair) for pair in data]
     buckets = LengthBuckets(sizes, batch_size, torch.Generator().manual_seed(seed))
     return DataLoader(items, batch_sampler=buckets, collate_fn=collate, generator=buckets.generator)
@@ -241,7 +240,7 @@ def bradley_terry_loss(chosen, rejected):
 
 
 def train_reward(model, data, *, lr=1e-4, epochs=1, batch_size=8, seed=0, **settings):
-    """Train a `RewardModel` in place on the pairs of `data`, and return its History. `settings` are those of `train`."""
+    """Train a `RewardModel` in place on the pairs of `data`: its History. `settings` are those of `train`."""
     loader = _pair_loader(data, data, batch_size, seed, _collate_whole)
     return train(model, loader, loss_fn=_reward_loss, lr=lr, epochs=epochs, seed=seed, **settings)
 
@@ -261,7 +260,4 @@ def rewards(model, rows, batch_size=32):
         for start in range(0, len(rows), batch_size):
             tokens, lengths = pad([torch.as_tensor(ids) for ids in rows[start : start + batch_size]])
             found.append(model(tokens.to(device), lengths.to(device)).cpu())
-    found = torch.cat(found)
-    if not found.isfinite().all():
-        raise FloatingPointError(f"the reward of row {int((~found.isfinite()).nonzero()[0])} is not finite")
-    return found
+    return _finite(torch.cat(found), "rewards from row")
