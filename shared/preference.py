@@ -6,15 +6,13 @@ A pair is a dict with `instruction`, `input` (may be empty), `chosen` and `rejec
 Shapes: B pairs (so 2B rows of a batch: the chosen answers first, then the rejected ones), T tokens, N pairs in all.
 """
 
-import itertools
-import json
 import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from shared.batches import LengthBuckets, pad
 from shared.classification import last_hidden
@@ -23,8 +21,6 @@ from shared.loss import IGNORE, mixed_precision
 from shared.runtime import evaluating
 from shared.tokenizer import valid_unicode
 from shared.training import train
-
-KINDS = ("sigmoid", "robust", "ipo")
 
 
 def check_pairs(rows):
@@ -57,7 +53,7 @@ def _checked_pair(row):
         if field not in pair:
             raise ValueError(f"has no {name}")
         if not isinstance(pair[field], str):
-            raise ValueError(f"has {json.dumps(pair[field], default=str)[:40]} for {name}")
+            raise ValueError(f"has {pair[field]!r:.40} for {name}")
         pair[field] = valid_unicode(pair[field]).strip()
         if field != "input" and not pair[field]:
             raise ValueError(f"{name} is empty")
@@ -66,7 +62,7 @@ def _checked_pair(row):
     return pair
 
 
-class PreferenceData(Dataset):
+class PreferenceData(list):
     """Pairs as ((ids [n], is_answer [n]) of the chosen row, the same of the rejected row), a prompt in front of each.
 
     `encode` makes of an entry (with `output`) the ids of prompt and answer, the token that ends it included. A pair
@@ -74,7 +70,7 @@ class PreferenceData(Dataset):
     """
 
     def __init__(self, pairs, tokenizer, max_tokens, encode=encode_entry):
-        self.items, self.left_out = [], []
+        self.left_out = []
         for i, pair in enumerate(pairs):
             if pair["chosen"] == pair["rejected"]:
                 raise ValueError(f"pair {i}: chosen and rejected are equal; let check_pairs drop such pairs first")
@@ -86,15 +82,9 @@ class PreferenceData(Dataset):
             if max(len(ids) for ids, _ in rows) > max_tokens:
                 self.left_out.append(i)
             else:
-                self.items.append(tuple(rows))
-        if not self.items:
+                self.append(tuple(rows))
+        if not self:
             raise ValueError(f"none of {len(pairs)} pairs fits into {max_tokens} tokens")
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, i):
-        return self.items[i]
 
 
 def collate_pairs(batch):
@@ -119,7 +109,7 @@ def pair_log_probs(model, data, batch_size=16):
     device, found = next(model.parameters()).device, []
     with evaluating(model), mixed_precision(device):
         for start in range(0, len(data), batch_size):
-            batch = collate_pairs([data[i] for i in range(start, min(start + batch_size, len(data)))])
+            batch = collate_pairs(data[start : start + batch_size])
             found.append(sequence_log_probs(model, *(x.to(device) for x in batch)).view(2, -1).T.cpu())
     return _finite(torch.cat(found), "log-probabilities of pair")
 
@@ -130,10 +120,8 @@ def _finite(found, what):
     return found
 
 
-def dpo_loss(
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, *, label_smoothing=0.0, kind="sigmoid",
-    lengths=None,
-):  # fmt: skip
+def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, *, label_smoothing=0.0, kind="sigmoid",
+             lengths=None):  # fmt: skip
     """Mean loss of B pairs from four log-probabilities [B]: -log sigmoid of the margin (Rafailov et al. 2023, eq. 7).
 
     `label_smoothing` is the share of pairs that are believed to be the wrong way round: "sigmoid" then mixes both
@@ -160,8 +148,8 @@ def check_settings(beta, label_smoothing=0.0, kind="sigmoid", nll=0.0):
         raise ValueError(f"beta is {beta}; it must be a finite number above 0")
     if not 0 <= label_smoothing < 0.5 or label_smoothing and kind == "ipo":
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 0.5, for 'ipo' 0")
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind not in ("sigmoid", "robust", "ipo"):
+        raise ValueError(f"kind is {kind!r}; it must be one of sigmoid, robust, ipo")
     if not 0 <= nll < math.inf:
         raise ValueError(f"nll is {nll}; it must be a finite number of at least 0")
 
@@ -191,10 +179,8 @@ def preference_loss(model, inputs, reference, targets, *, beta, label_smoothing=
     return loss - nll * policy[0].sum() / lengths[0].sum() if nll else loss
 
 
-def train_dpo(
-    model, data, reference, *, beta=0.1, label_smoothing=0.0, kind="sigmoid", nll=0.0, lr=1e-5, epochs=1, batch_size=8,
-    seed=0, **settings,
-):  # fmt: skip
+def train_dpo(model, data, reference, *, beta=0.1, label_smoothing=0.0, kind="sigmoid", nll=0.0, lr=1e-5, epochs=1,
+              batch_size=8, seed=0, **settings):  # fmt: skip
     """Train `model` in place on the pairs of `data`, and return its History.
 
     `reference` [N, 2] is `pair_log_probs` of the model as it was. `settings` are those of `train`.
@@ -246,7 +232,7 @@ def train_reward(model, data, *, lr=1e-4, epochs=1, batch_size=8, seed=0, **sett
 
 
 def _collate_whole(batch):
-    return pad([ids for ids, _ in itertools.chain(*zip(*batch, strict=True))])  # [2B, T], [2B]
+    return pad([ids for rows in zip(*batch, strict=True) for ids, _ in rows])  # [2B, T], [2B]
 
 
 def _reward_loss(model, tokens, lengths):
