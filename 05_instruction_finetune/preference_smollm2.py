@@ -56,7 +56,7 @@ SHARES = (0.8, 0.2)  # of the pairs: training, held out
 COMMON = {"beta": 0.1, "batch_size": 8}
 ARMS = {
     "course_base": {
-        "small steps": {"lr": 1e-4},
+        "small steps": {"lr": 2e-4},
         "large steps": {"lr": 1e-3},
         "large steps + NLL": {"lr": 1e-3, "nll": 1.0},
         "large steps, smoothed": {"lr": 1e-3, "label_smoothing": 0.1},
@@ -68,9 +68,10 @@ ARMS = {
         "large steps + NLL": {"lr": 1e-3, "nll": 1.0},
     },
 }
-PAIRS = {"course_base": 240, "smollm2": 100}  # that a run trains on
-PROMPTS = {"course_base": 100, "smollm2": 40}  # that it answers, of the held-out ones
+PAIRS = {"course_base": 160, "smollm2": 100}  # that a run trains on
+PROMPTS = {"course_base": 80, "smollm2": 40}  # that it answers, of the held-out ones
 NEW_TOKENS = 32
+JUDGE_PAIRS = 400  # that the reward model is trained on
 BLOCKS = 4  # the last blocks of SmolLM2 are trained, with its last norm; the rest stays
 
 POLITE = ("happy to", "glad", "please", "kindly", "may i", "i would", "i'd ", "suggest", "certainly", "indeed",
@@ -114,9 +115,9 @@ def make_assistant(base, tokenizer, training, seed=0, **settings):
 
 
 def make_judge(base, tokenizer, training, **settings):
-    """A reward model on a copy of `base`, trained on the training pairs."""
+    """A reward model on a copy of `base`, trained on the first of the training pairs."""
     judge = RewardModel(copy.deepcopy(base))
-    pairs = PreferenceData(training, tokenizer, MAX_TOKENS, course_encode)
+    pairs = PreferenceData(training[:JUDGE_PAIRS], tokenizer, MAX_TOKENS, course_encode)
     train_reward(judge, pairs, lr=1e-3, warmup_steps=max(1, len(pairs) // 80), **settings)
     return judge
 
@@ -213,10 +214,10 @@ def main(argv=None):
     base, its_tokenizer = load_base(COURSE_BASE)
     base.to(device)
     seed_everything(0)
-    judge = make_judge(base, its_tokenizer, few), its_tokenizer
+    judge = make_judge(base, its_tokenizer, few, progress=False), its_tokenizer
     if args.model == "course_base":
         tokenizer, encode = its_tokenizer, course_encode
-        reference = make_assistant(base, tokenizer, few)
+        reference = make_assistant(base, tokenizer, few, progress=False)
     else:
         (reference, tokenizer), encode = load_base("smollm2"), encode_chat
         reference.to(device)
