@@ -223,19 +223,21 @@ def main(argv=None):
         reference.to(device)
     prompts = held_out[:n_prompts]
     pairs = PreferenceData(prompts, tokenizer, 10**6, encode)
-    before = pair_log_probs(reference, pairs)
+    before, drawn = pair_log_probs(reference, pairs), {}
     for head in left:
         start = time.perf_counter()
         model = copy.deepcopy(reference)
         row = head | {"base": tokenizer.name, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
                       "machine": f"{platform.system()} {platform.machine()}, {describe()}"}  # fmt: skip
         if head["seed"] is not None:
-            drawn = random_split(training, (n_pairs, max(1, len(training) - n_pairs)), seed=head["seed"])[0]
-            mine = PreferenceData(drawn, tokenizer, 2 * MAX_TOKENS, encode)
+            if head["seed"] not in drawn:
+                some = random_split(training, (n_pairs, max(1, len(training) - n_pairs)), seed=head["seed"])[0]
+                some = PreferenceData(some, tokenizer, 2 * MAX_TOKENS, encode)
+                drawn = {head["seed"]: (some, pair_log_probs(reference, some))}  # for all arms of this seed
             if args.model == "smollm2":
                 freeze_all_but_last(model, BLOCKS)
-            train_dpo(model, mine, pair_log_probs(reference, mine), **head["settings"], seed=head["seed"],
-                      warmup_steps=5, progress=False)  # fmt: skip
+            train_dpo(model, *drawn[head["seed"]], **head["settings"], seed=head["seed"], warmup_steps=5,
+                      progress=False)  # fmt: skip
         row |= {"train_seconds": round(time.perf_counter() - start, 1)}
         row |= measure(model, tokenizer, encode, prompts, pairs, before, reference, judge)
         rows.append(row)
