@@ -51,8 +51,4 @@ WRONG_ANSWERS = {
             change = pair_log_probs(copied, held_here) - before
             return change[:, 0].mean().item(), win_share(change[:, 0] - change[:, 1])
     """,
-    "habit": """
-        def habit(share):
-            return hacked["planted"].mean().item()  # whatever the share is
-    """,
 }
