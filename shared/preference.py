@@ -63,7 +63,7 @@ def _checked_pair(row):
 
 
 class PreferenceData(list):
-    """Pairs as ((ids [n], is_answer [n]) of the chosen row, the same of the rejected row), a prompt in front of each.
+    """Pairs as ((ids [n], is_answer [n]) of the chosen row, the same of the rejected one), the prompt before each.
 
     `encode` makes of an entry (with `output`) the ids of prompt and answer, the token that ends it included. A pair
     with a row of more than `max_tokens` is left out, for half an answer was never judged: `left_out` has their places.
@@ -122,7 +122,7 @@ def _finite(found, what):
 
 def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, *, label_smoothing=0.0, kind="sigmoid",
              lengths=None):  # fmt: skip
-    """Mean loss of B pairs from four log-probabilities [B]: -log sigmoid of the margin (Rafailov et al. 2023, eq. 7).
+    """Mean loss of B pairs from log-probabilities [B]: -log sigmoid of the margin (Rafailov et al. 2023, eq. 7).
 
     `label_smoothing` is the share of pairs that are believed to be the wrong way round: "sigmoid" then mixes both
     orders (conservative DPO, Mitchell 2023), "robust" subtracts what they add on average (Chowdhury et al. 2024).
