@@ -36,7 +36,8 @@ SMALLER = {
         "judge=120, pairs=64, audit=120, prompts=24, small=2e-4",
     "tokenizer, training, epochs=passes(800, training)": "tokenizer, training[:160], epochs=1",
 }
-LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "def arm_lines(", "plt.axhline(0.5", "plt.hist(",
+LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "def plot_changes(", "kept_whole = copy.deepcopy", "def arm_lines(",
+            "def paired(", "plt.axhline(0.5", 'STAGES = [("smollm2"', "plt.hist(",
             "won = points(wrong_polite", "other_judge = finished"]
 WRONG_ANSWERS = {
     "pair_weights": """
