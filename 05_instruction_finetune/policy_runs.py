@@ -57,7 +57,7 @@ ARMS = {
     "sentence, no baseline": ("short_sentence", {"beta": 0.1, "advantages": "none"}),
     "judge, no KL": ("judge", {"beta": 0.0}), "judge": ("judge", {"beta": 0.1}),
 }  # fmt: skip
-TRAINED_BLOCKS = 6  # of SmolLM2's 30: the last ones; an adapter (lesson 5.3) would reach all of them
+TRAINED_BLOCKS = 6  # of SmolLM2's 30: the last ones, to save time
 
 
 @functools.cache
