@@ -209,7 +209,7 @@ def train_policy(
     model, tokenizer, prompts, reward, *, steps, n_prompts=8, n=8, max_new_tokens=24, stop_id=None, lr=1e-4, beta=0.05,
     eps=0.2, epochs=1, advantages=advantages_of_groups, length=None, reference=None, rows=64, seed=0, progress=True,
 ):  # fmt: skip
-    """Train `model` in place on its own answers (GRPO, Shao et al. 2024); returns what each step saw, a dict of lists.
+    """Train `model` in place on its answers (GRPO, Shao et al. 2024); returns a dict of lists: what each step saw.
 
     A step draws `n` answers to `n_prompts` of `prompts` (lists of ids), asks `reward(prompt texts, answer texts)` for a
     number for each, and updates `epochs` times on them. KL is to `reference` (None: the model as it came). The dict has
