@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from shared import data
+from shared.instructions import format_prompt
 from shared.tokenizer import BPETokenizer
 from tests import conformance
 from tests.conformance import Result, __main__, cs336, cs336_adapters
@@ -101,7 +102,7 @@ def test_commit_of_a_checkout(tmp_path):
     assert conformance.commit_of(tmp_path) == commit + "+"
 
 
-# A checkout in the form of the assignment's, with tests of our own: one looks at who answers, one at what cannot be had.
+# A checkout in the form of the assignment's, with tests of our own: who answers, and what is left out.
 ASSIGNMENT = {
     "tests/__init__.py": "",
     "tests/conftest.py": f"MODELS = '{cs336.MODELS}'\n",
@@ -134,7 +135,8 @@ def test_cs336_runs_on_a_copy_with_our_adapters(tmp_path):
         "test_tokenize_prompt_and_output": "skipped", "test_get_response_log_probs": "skipped",
         "test_get_response_log_probs (left out)": "failed",  # this checkout has no such test: the list is out of date
     }  # fmt: skip
-    assert "no weights in tests/fixtures/tiny-gpt2 and" in results["tests/test_dpo.py::test_per_instance_dpo_loss"].reason
+    reason = results["tests/test_dpo.py::test_per_instance_dpo_loss"].reason
+    assert "no weights in tests/fixtures/tiny-gpt2 and" in reason
 
 
 def test_cs336_leaves_out_only_what_lacks_its_files(tmp_path):
@@ -152,19 +154,19 @@ def test_dpo_adapter_equals_the_loss_of_whole_texts(tmp_path):
     """The prompt's own log-probability cancels out, so transformers' loss of the whole texts must lead to the same."""
     transformers = pytest.importorskip("transformers")
     BPETokenizer().load(data.places.SAMPLES / "bpe").save(tmp_path)
-    ends = {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     tokenizer = transformers.GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), **ends)
     models = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        config = transformers.GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=2, n_head=2)
+        config = transformers.GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=2, n_head=2,
+                                         initializer_range=0.2, bos_token_id=0, eos_token_id=None)  # fmt: skip
         models.append(transformers.GPT2LMHeadModel(config).eval())
     chosen, rejected = "Brown foxes jump.", "Dogs."
     ours = cs336_adapters.run_compute_per_instance_dpo_loss(*models, tokenizer, 0.5, "What jumps?", chosen, rejected)
 
     def log_prob(model, answer):
-        form = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        text = f"{form}\n\n### Instruction:\nWhat jumps?\n\n### Response:\n{answer}<|endoftext|>"
+        text = format_prompt({"instruction": "What jumps?"}) + answer + "<|endoftext|>"
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         return -model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
 

@@ -58,15 +58,17 @@ def commit_of(checkout):
 
 
 def environment():
-    """For a run of pytest on their files: our code importable, float32 on the CPU, no network, no options of ours."""
+    """For pytest on their files: our code importable, float32 on the CPU, no network, no plugins."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return kept | {"PYTHONPATH": str(ROOT), "LLM_DTYPE": "float32", "LLM_DEVICE": "cpu", "HF_HUB_OFFLINE": "1",
+                   "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                    "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}  # fmt: skip
 
 
 def run_pytest(folder, arguments):
     """Run pytest in `folder` and return its results; a run that broke off, or had no test, is a failure of its own."""
     report = Path(folder) / "report.xml"
+    report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     try:
         done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from shared.files import command_line
-from tests.conformance import cs336, commit_of
+from tests.conformance import commit_of, cs336
 
 SUITES = {"cs336": cs336}
 OUTCOMES = ("passed", "failed", "skipped")

@@ -62,7 +62,7 @@ def gone(checkout, tests):
         file, _, name = test.partition("::")
         file = checkout / file
         if not file.is_file() or f"def {name}(" not in file.read_text(encoding="utf-8"):
-            found.append(Result(f"{test} (left out)", "failed", "this commit has no such test: bring the list up to date"))
+            found.append(Result(f"{test} (left out)", "failed", "this commit has no such test: mend the list"))
     return found
 
 
@@ -75,6 +75,6 @@ def put_gpt2_tokenizer(folder):
     for name, file in files.items():
         shutil.copy(file, folder / name)
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}), "utf-8")
-    end = {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token")}
+    end = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"} | end), "utf-8")
     return True
