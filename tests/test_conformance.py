@@ -105,19 +105,19 @@ def test_commit_of_a_checkout(tmp_path):
 # A checkout in the form of the assignment's, with tests of our own: who answers, and what is left out.
 ASSIGNMENT = {
     "tests/__init__.py": "",
-    "tests/conftest.py": f"MODELS = '{cs336.MODELS}'\n",
+    "tests/conftest.py": f"MODELS, TOLERANCE = '{cs336.MODELS}', {cs336.TOLERANCE}\n",
     "tests/adapters.py": "def run_masked_mean(tensor, mask, dim=None):\n    raise NotImplementedError\n",
     "tests/test_dpo.py": "def test_per_instance_dpo_loss():\n    raise OSError('no weights')\n",
     "tests/test_grpo.py": """
 import torch
 from .adapters import run_masked_mean
-from .conftest import MODELS
+from .conftest import MODELS, TOLERANCE
 
 def test_ours():
     assert run_masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])) == 1.5
 
 def test_models():
-    assert MODELS == {suites!r}
+    assert MODELS == {suites!r} and TOLERANCE == 0.001
 """,
     "tests/test_sft.py": "def test_tokenize_prompt_and_output():\n    raise OSError\n",
 }
@@ -129,6 +129,7 @@ def test_cs336_runs_on_a_copy_with_our_adapters(tmp_path):
     before = contents(checkout)
     results = {r.test: r for r in cs336.run(checkout, tmp_path, argparse.Namespace())}
     assert contents(checkout) == before, "their checkout stays as it is"
+    assert not any("no longer" in result.reason for result in results.values())
     outcomes = {test.split("::")[-1]: result.outcome for test, result in results.items()}
     assert outcomes == {
         "test_ours": "passed", "test_models": "passed", "test_per_instance_dpo_loss": "skipped",
@@ -137,6 +138,19 @@ def test_cs336_runs_on_a_copy_with_our_adapters(tmp_path):
     }  # fmt: skip
     reason = results["tests/test_dpo.py::test_per_instance_dpo_loss"].reason
     assert "no weights in tests/fixtures/tiny-gpt2 and" in reason
+
+
+def test_cs336_of_an_empty_folder(tmp_path):
+    (result,) = cs336.run(tmp_path, tmp_path, None)
+    assert result.outcome == "failed" and "is it whole?" in result.reason
+
+
+def test_cs336_says_when_its_replacements_find_nothing(tmp_path):
+    file = tmp_path / "conftest.py"
+    file.write_text(f"atol = {cs336.TOLERANCE}\n")
+    lost = cs336.replaced(file, {cs336.MODELS: "/here", cs336.TOLERANCE: cs336.OURS})
+    assert file.read_text() == "atol = 1e-3\n"
+    assert [result.outcome for result in lost] == ["failed"] and cs336.MODELS in lost[0].reason
 
 
 def test_cs336_leaves_out_only_what_lacks_its_files(tmp_path):
