@@ -161,6 +161,7 @@ def policy_loss(new, old, reference, advantages, mask, *, eps=0.2, beta=0.0, len
     """
     check_bounds(0, float, beta=beta)
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
+    new, old, reference = (values.masked_fill(~mask, 0.0) for values in (new, old, reference))  # padding says nothing
     loss = beta * kl_estimate(new, reference) - clipped_objective(new, old, advantages, eps)  # [N, T-1]
     return (loss * mask).sum(dim=1) / (mask.sum(dim=1).clamp(min=1) if length is None else length)
 

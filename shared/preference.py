@@ -168,7 +168,7 @@ def win_share(margins):
     return ((margins > 0).double() + 0.5 * (margins == 0).double()).mean().item()
 
 
-def preference_loss(model, inputs, reference, targets, *, beta, label_smoothing=0.0, kind="sigmoid", nll=0.0):
+def preference_loss(model, inputs, targets, reference, *, beta, label_smoothing=0.0, kind="sigmoid", nll=0.0):
     """`dpo_loss` of a batch, and `nll` times the mean -log P per token of its chosen answers (Pang et al. 2024).
 
     inputs, targets [2B, T] as of `collate_pairs`, reference [B, 2] -> [].
@@ -188,6 +188,8 @@ def train_dpo(model, data, reference, *, beta=0.1, label_smoothing=0.0, kind="si
     check_settings(beta, label_smoothing, kind, nll)
     if reference.shape != (len(data), 2):
         raise ValueError(f"reference is {list(reference.shape)}; {len(data)} pairs need [{len(data)}, 2]")
+    if any(getattr(part, "p", 0) or getattr(part, "drop_rate", 0) for part in model.modules()):
+        raise ValueError("dropout is on, and the reference is without: the margins would begin as noise; set it to 0")
     loader = _pair_loader([*zip(data, reference, strict=True)], data, batch_size, seed, _collate_with_reference)
     loss_fn = partial(preference_loss, beta=beta, label_smoothing=label_smoothing, kind=kind, nll=nll)
     return train(model, loader, loss_fn=loss_fn, lr=lr, epochs=epochs, seed=seed, **settings)
@@ -195,8 +197,7 @@ def train_dpo(model, data, reference, *, beta=0.1, label_smoothing=0.0, kind="si
 
 def _collate_with_reference(batch):
     pairs, reference = zip(*batch, strict=True)
-    inputs, targets = collate_pairs(pairs)
-    return inputs, torch.stack(reference), targets
+    return *collate_pairs(pairs), torch.stack(reference)  # last: a step that accumulates weighs batches by their pairs
 
 
 def _pair_loader(items, data, batch_size, seed, collate):

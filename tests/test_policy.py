@@ -183,6 +183,19 @@ def test_a_prompt_that_leaves_no_room_is_refused(model):
 # The loss beside TRL's.
 
 
+@pytest.mark.parametrize("garbage", [1e4, -1e4, math.inf, -math.inf, math.nan])
+def test_padding_reaches_neither_the_loss_nor_the_gradient(garbage):
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    old, before = torch.full((2, 3), -1.5), torch.full((2, 3), -2.0)
+    clean = torch.full((2, 3), -1.4, requires_grad=True)
+    dirty = clean.detach().masked_fill(~mask, garbage).requires_grad_()
+    losses = [policy.policy_loss(new, old, before, torch.tensor([1.0, -1.0]), mask, beta=0.1) for new in (clean, dirty)]
+    for loss in losses:
+        loss.sum().backward()
+    assert torch.equal(*losses) and torch.equal(clean.grad, dirty.grad) and not dirty.grad[~mask].any()
+
+
+
 @pytest.mark.parametrize(("kind", "loss_type", "beta", "eps"), [
     ("gpt", "grpo", 0.0, 0.2), ("gpt", "grpo", 0.3, 0.1), ("gpt", "dr_grpo", 0.1, 0.2), ("llama", "grpo", 0.1, 0.2),
 ])

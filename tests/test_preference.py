@@ -14,6 +14,7 @@ from shared.checkpoints import COURSE_BASE, load_model, save_model
 from shared.gpt import GPTConfig, GPTModel
 from shared.instructions import encode_entry, respond
 from shared.llama import LlamaConfig, LlamaModel
+from shared.lora import apply_lora
 from shared.loss import IGNORE
 from shared.preference import (
     PreferenceData,
@@ -110,12 +111,7 @@ def trl_loss(tmp_path_factory, tokenizer):
 
 def our_loss(pairs, policy, reference, tokenizer, **settings):
     data = PreferenceData(pairs, tokenizer, 128)
-    return preference_loss(policy, *insert(collate_pairs([*data]), pair_log_probs(reference, data)), **settings)
-
-
-def insert(batch, reference):
-    inputs, targets = batch
-    return inputs, reference, targets
+    return preference_loss(policy, *collate_pairs([*data]), pair_log_probs(reference, data), **settings)
 
 
 @pytest.mark.parametrize(("kind", "ours", "theirs"), [
@@ -273,7 +269,7 @@ def test_pairs_keep_their_reference_when_shuffled(tokenizer, monkeypatch):
     data = PreferenceData(PAIRS, tokenizer, 128)
     reference, seen = torch.arange(8.0).view(4, 2), []
 
-    def loss(model, inputs, ref, targets, **_):
+    def loss(model, inputs, targets, ref, **_):
         for i in range(len(ref)):
             ids = inputs[i][: len(data[int(ref[i, 0]) // 2][0][0]) - 1]
             assert ids.equal(data[int(ref[i, 0]) // 2][0][0][:-1])
@@ -283,6 +279,42 @@ def test_pairs_keep_their_reference_when_shuffled(tokenizer, monkeypatch):
     monkeypatch.setattr(preference, "preference_loss", loss)
     train_dpo(tiny("gpt"), data, reference, epochs=3, batch_size=2, progress=False)
     assert sorted(seen) == sorted([0, 1, 2, 3] * 3)
+
+
+@pytest.mark.parametrize("architecture", ["gpt", "llama"])
+def test_accumulated_pairs_weigh_alike_whatever_their_lengths(tokenizer, architecture):
+    pairs = [pair | {"chosen": pair["chosen"] * (1 + 7 * (i % 2))} for i, pair in enumerate(PAIRS)]
+    data, models = PreferenceData(pairs, tokenizer, 256), {}
+    for batch_size, accumulate in ((4, 1), (2, 2)):
+        models[accumulate] = tiny(architecture)
+        reference = pair_log_probs(models[accumulate], data)
+        train_dpo(models[accumulate], data, reference, batch_size=batch_size, accumulate=accumulate, lr=1e-3, beta=1.0,
+                  clip=None, progress=False)  # fmt: skip
+    for one, two in zip(models[1].parameters(), models[2].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["attention", "adapter"])
+def test_dropout_is_refused(tokenizer, where):
+    data, model = PreferenceData(PAIRS, tokenizer, 128), tiny("gpt")
+    if where == "adapter":
+        apply_lora(model, rank=2, alpha=4, dropout=0.1)
+    else:
+        model.blocks[0].attention.drop_rate = 0.1
+    with pytest.raises(ValueError, match="dropout is on"):
+        train_dpo(model, data, torch.zeros(len(data), 2), progress=False)
+
+
+@pytest.mark.parametrize("architecture", ["gpt", "llama"])
+def test_only_the_adapter_learns_a_preference(tokenizer, architecture):
+    data, model = PreferenceData(PAIRS, tokenizer, 128), tiny(architecture)
+    reference, base = pair_log_probs(model, data), {name: p.clone() for name, p in model.named_parameters()}
+    apply_lora(model, rank=2, alpha=4)
+    torch.testing.assert_close(pair_log_probs(model, data), reference)
+    train_dpo(model, data, reference, lr=1e-2, epochs=2, progress=False)
+    state = {name.replace(".base.", "."): p for name, p in model.named_parameters() if not name.endswith((".A", ".B"))}
+    assert state.keys() == base.keys() and all(torch.equal(state[name], p) for name, p in base.items())
+    assert all(p.any() for name, p in model.named_parameters() if name.endswith(".B"))
 
 
 # The reward model.
