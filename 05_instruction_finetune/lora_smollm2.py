@@ -189,8 +189,9 @@ def run_spam(method, seed, tiny):
 
 def entry_losses(model, items):
     """Mean loss in nats of the answer's tokens, for each item alone."""
+    batches = ([tensor.to(get_device()) for tensor in collate_instructions([item])] for item in items)
     with evaluating(model):
-        return [answer_loss(model, *(t.to(get_device()) for t in collate_instructions([item]))).item() for item in items]
+        return [answer_loss(model, *batch).item() for batch in batches]
 
 
 def run_alpaca(method, seed, tiny):
