@@ -99,7 +99,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert len(rows) == 2 + len(script.METHODS) + len(script.SPAM) + 1 == len(ran) + 1
     before = len(ran)
     assert script.main(["--tiny", "--seeds", "1", "--out", str(out)]) == 0 and len(ran) == before
-    assert script.main(["--tiny", "--seeds", "2", "--only", "spam", "--out", str(out)]) == 0
+    assert script.main(["--tiny", "--seeds", "2", "--only", "families", "--out", str(out)]) == 0
     assert ran[before:] == [("full", 1), ("LoRA r=8", 1)]
     assert all({"date", "machine", "threads", "seconds"} <= row.keys() for row in rows)
     with pytest.raises(SystemExit):
