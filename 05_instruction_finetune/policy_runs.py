@@ -136,7 +136,8 @@ def comparisons(model, tokenizer, seed, n_pairs):
 
 
 def train_judge(model, tokenizer, seed, n_pairs=400, held_out=100):
-    """(`RewardModel` that learned from `n_pairs` comparisons, the share of `held_out` others that it gets right)."""
+    """(`RewardModel` that learned from `n_pairs` comparisons, the share of `held_out` others that it gets right, and
+    the share that the rule `shorter_is_better` gets right)."""
     pairs = comparisons(model, tokenizer, seed, n_pairs + held_out)
     seed_everything(seed)
     judge = RewardModel(model, tokenizer).to(model.token_embedding.weight.device)
@@ -149,7 +150,12 @@ def train_judge(model, tokenizer, seed, n_pairs=400, held_out=100):
         optimizer.step()
         optimizer.zero_grad()
     better, worse = (judge.rewards([""] * held_out, side) for side in zip(*pairs[n_pairs:], strict=True))
-    return judge.eval(), (better > worse).float().mean().item()
+    return judge.eval(), (better > worse).float().mean().item(), shorter_is_better(pairs[n_pairs:])
+
+
+def shorter_is_better(pairs):
+    """The share of pairs (better text, worse text) that the rule "the shorter one" gets right; equal lengths: half."""
+    return sum((len(a) < len(b)) + (len(a) == len(b)) / 2 for a, b in pairs) / len(pairs)
 
 
 def written(model, base, tokenizer, judge=None, n=8):
@@ -176,7 +182,7 @@ def run_arm(arm, seed, settings):
     model, judge, row, (name, changes), gold = copy.deepcopy(base), None, {}, ARMS[arm], []
     reward = {"ends_soon": ends_soon, "short_sentence": short_sentence}.get(name)
     if name == "judge":
-        judge, row["right_on_held_out_pairs"] = train_judge(base, tokenizer, seed)
+        judge, row["right_on_held_out_pairs"], row["shorter_on_held_out_pairs"] = train_judge(base, tokenizer, seed)
 
         def reward(prompts, answers):
             good = short_sentence(prompts, answers)

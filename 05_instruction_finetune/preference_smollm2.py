@@ -1,6 +1,6 @@
 """What does preference tuning change, and when does it ruin the text? The course's assistant and SmolLM2.
 
-    python 05_instruction_finetune/preference_smollm2.py                    # the course base: five arms, three seeds
+    python 05_instruction_finetune/preference_smollm2.py                    # the course base: six arms, three seeds
     python 05_instruction_finetune/preference_smollm2.py --model smollm2    # SmolLM2: three arms, three seeds
 
 Each arm starts from one model, is trained on pairs of a polite and a less polite answer, and answers held-out prompts.
@@ -61,6 +61,7 @@ ARMS = {
         "large steps + NLL": {"lr": 1e-3, "nll": 1.0},
         "large steps, smoothed": {"lr": 1e-3, "label_smoothing": 0.1},
         "large steps, IPO": {"lr": 1e-3, "kind": "ipo", "beta": 1.0},  # per token, half a nat is asked for
+        "NLL alone": {"lr": 1e-3, "nll": 1.0, "beta": 1e-6},  # the control: DPO's own part vanishes
     },
     "smollm2": {
         "small steps": {"lr": 1e-4},

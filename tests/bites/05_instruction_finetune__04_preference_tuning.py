@@ -46,10 +46,10 @@ WRONG_ANSWERS = {
             return beta * torch.sigmoid(beta * (ratios[:, 0] - ratios[:, 1]))  # the wrong sign
     """,
     "after_training": """
-        def after_training(lr, nll):
+        def after_training(beta):
             copied = copy.deepcopy(assistant)
-            train_dpo(copied, few_pairs, reference[:64], beta=0.1, lr=lr, warmup_steps=2, progress=False)  # no nll
-            change = pair_log_probs(copied, held_here) - before
-            return change[:, 0].mean().item(), win_share(change[:, 0] - change[:, 1])
+            train_dpo(copied, few_pairs, reference[:64], beta=0.1, lr=run.large, warmup_steps=2, progress=False)
+            change = pair_log_probs(copied, held_here) - before  # whatever beta was
+            return (change[:, 0] - change[:, 1]).mean().item(), win_share(change[:, 0] - change[:, 1])
     """,
 }
