@@ -312,6 +312,8 @@ def parse(argv):
     for name, least in (("port", 0), ("rows", 1), ("context", 16), ("queue", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    if args.port > 65535:
+        parser.error(f"--port is {args.port}; it must be at most 65535")
     if not 0 < args.seconds < math.inf:
         parser.error(f"--seconds is {args.seconds}; it must be above 0")
     if args.host not in ("127.0.0.1", "localhost", "::1") and not args.api_key:

@@ -173,20 +173,19 @@ class EventStream(StreamingResponse):
 
 async def reply(request, answers, shapes, asked, notes, metrics):
     """Wait for the first token, then answer as a whole or as a stream. Errors until then have their own status."""
-    begun = time.monotonic()
+    begun, handed_on = time.monotonic(), False
     answers.start()
     try:
         first = await unless_gone(request, answers.next())
         metrics.first_token(time.monotonic() - begun)
         if asked.stream:
-            with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            events = stream_of(answers, first, shapes, with_usage, notes, metrics)
-            return EventStream(events, answers)
+            with_usage, handed_on = bool(asked.stream_options and asked.stream_options.include_usage), True
+            return EventStream(stream_of(answers, first, shapes, with_usage, notes, metrics), answers)
         return JSONResponse(await whole_of(request, answers, first, shapes, notes, metrics))
     except ConnectionError:  # nobody reads this
         return Response(status_code=499)
     finally:
-        if not asked.stream:
+        if not handed_on:
             answers.cancel()
 
 

@@ -74,7 +74,8 @@ class Scheduler:
     """
 
     def __init__(self, model, n_rows=16, max_tokens=None, max_waiting=64, n_vocab=None):
-        self.model, self.n_vocab, self.max_waiting = model.eval(), n_vocab, max_waiting
+        self.model, self.max_waiting = model.eval(), max_waiting
+        self.n_vocab = n_vocab or model.config.vocab_size
         self.cache, self.n_rows = KVCache(model, n_rows, max_tokens), n_rows
         self.running, self.waiting = [], deque()
         self.changed, self.closed = threading.Condition(), False
@@ -86,13 +87,15 @@ class Scheduler:
     def submit(self, *works):
         """Put `works` into the queue, all of them or none. Returns at once.
 
-        Raises QueueFull, Closed, or ValueError for a prompt that is empty or has no room, or `max_new` below 1.
+        Raises QueueFull, Closed, or ValueError: a prompt without tokens or room or with unknown ids, `max_new` below 1.
         """
         for work in works:
-            if work.max_new < 1:
-                raise ValueError(f"max_new is {work.max_new}; it must be at least 1")
             if not 1 <= len(work.prompt) <= self.cache.size:
                 raise ValueError(f"the prompt has {len(work.prompt)} tokens; a row has room for 1 to {self.cache.size}")
+            if not 0 <= min(work.prompt) <= max(work.prompt) < self.n_vocab:
+                raise ValueError(f"the prompt holds an unknown token; the known ones are 0 to {self.n_vocab - 1}")
+            if work.max_new < 1:
+                raise ValueError(f"max_new is {work.max_new}; it must be at least 1")
             work.max_new = min(work.max_new, self.cache.size - len(work.prompt) + 1)  # the last one is not read
         with self.changed:
             if self.closed:
