@@ -103,6 +103,8 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
         notes = [f"the oldest {left_out} messages were left out: the model's context is full"] if left_out else []
         answers = Answers(served, [prompt + prefix], asked, seconds)
+        for text in answers.texts:
+            text.begin_with(prefix)
         shapes = chat_api.ChatShapes(asked.model, answers.texts[0].name_of)
         return await reply(request, answers, shapes, asked, notes, metrics)
 

@@ -111,6 +111,10 @@ class TextStream:
         """The bytes by which a token is shown among others: of a mark too."""
         return self.tokenizer.decode_single_token_bytes(token)
 
+    def begin_with(self, tokens):
+        """What was said before: the last of these tokens may be the beginning of a character."""
+        self.decoder.decode(b"".join(map(self.bytes_of, tokens)))
+
     def feed(self, token, logprobs=None):
         """Take one more token, with its log-probabilities [V] or None; the pieces that are now certain."""
         raw = self.bytes_of(token)
