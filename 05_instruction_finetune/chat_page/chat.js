@@ -392,6 +392,7 @@ function drawToken(t, answer, made, i) {
   span.style.setProperty("--doubt", (0.34 * (1 - Math.exp(token.logprob))).toFixed(3));
   if (answer.shaded) {
     span.setAttribute("role", "button");
+    if (!token.text.trim()) span.setAttribute("aria-label", visible({ ...token, token: token.text }));
     span.setAttribute("tabindex", i === 0 ? 0 : -1);
   }
   span.addEventListener("click", () => openTokens(t, answer, i, span));
