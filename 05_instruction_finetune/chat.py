@@ -49,7 +49,7 @@ from shared.tokenizer import with_end_of_text  # noqa: E402
 
 PAGE = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "chat_page").glob("*.*"))}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-ERRORS = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503)}
+ERRORS = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)}
 VOTE_FIELDS = ["pair", "choice", "preferred", "rater", "left", "right", "when", "prompt"]
 
 
@@ -284,7 +284,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig, frame):
         for one in self.config.app.state.served if hasattr(self.config.app, "state") else ():
-            one.scheduler.drain(self.config.timeout_graceful_shutdown or 0)
+            one.scheduler.drain((self.config.timeout_graceful_shutdown or 1) - 1)  # a second to say the last word
         super().handle_exit(sig, frame)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ class Answers:
         asked, self.n_top = request.wanted()
         n = request.n or 1
         self.served, self.seconds = served, seconds
-        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue()
+        self.loop, self.queue, self.come = asyncio.get_running_loop(), asyncio.Queue(), deque()
         self.n_prompt = sum(map(len, prompts))
         self.prompts = [prompt for prompt in prompts for _ in range(n)]
         self.max_new = USUAL_TOKENS if asked is None else asked
@@ -97,9 +98,13 @@ class Answers:
 
     async def next(self):
         """(choice, pieces, why it ended or None): what has come since the last call, of one choice."""
-        i, pieces, reason = await self.queue.get()
-        while reason is None and not self.queue.empty() and self.queue._queue[0][0] == i:  # a slow reader: in one go
-            _, more, reason = self.queue.get_nowait()
+        if not self.come:
+            self.come.append(await self.queue.get())
+            while not self.queue.empty():
+                self.come.append(self.queue.get_nowait())
+        i, pieces, reason = self.come.popleft()
+        while reason is None and self.come and self.come[0][0] == i:  # for a slow reader in one go
+            _, more, reason = self.come.popleft()
             pieces = pieces + more
         self.made[i] += len(pieces)
         if reason:

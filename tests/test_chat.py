@@ -579,9 +579,9 @@ def test_a_client_that_hangs_up_frees_its_row(stream):
 
 
 def test_a_full_queue_says_429_and_when_to_come_again():
-    with slow_server(rows=1, queue=2) as (address, scheduler):
+    with slow_server(pause=0.1, rows=1, queue=2) as (address, scheduler):
         with concurrent.futures.ThreadPoolExecutor(9) as pool:
-            asked = [pool.submit(ask, address, max_tokens=15) for _ in range(9)]
+            asked = [pool.submit(ask, address, max_tokens=8) for _ in range(9)]
             got = [one.result() for one in asked]
         busy = [one for one in got if one.status_code == 429]
         assert len(busy) >= 5 and sum(one.status_code == 200 for one in got) == 9 - len(busy) >= 3
@@ -605,14 +605,14 @@ def test_while_one_answer_grows_the_server_answers_others_at_once():
 
 def test_a_deadline_cuts_the_answer_and_refuses_who_waited_in_vain():
     served = scripted("word " * 400, 0.05, rows=1)
-    with running(chat.create_app([served], seconds=0.6)) as address:
+    with running(chat.create_app([served], seconds=1.6)) as address:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             runs = pool.submit(ask, address, max_tokens=400)
             wait_until(lambda: served.scheduler.running)
-            time.sleep(0.2)
+            time.sleep(0.8)
             streamed = pool.submit(ask, address, max_tokens=400, stream=True)
             cut = runs.result().json()
-        assert cut["choices"][0]["finish_reason"] == "length" and 0 < cut["usage"]["completion_tokens"] < 20
+        assert cut["choices"][0]["finish_reason"] == "length" and 0 < cut["usage"]["completion_tokens"] < 50
         assert "time for a request was over" in cut["notes"][0]
         *_, last = events_of(streamed.result())
         assert last["choices"][0]["finish_reason"] == "length" and last["notes"] == cut["notes"]
