@@ -163,7 +163,7 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
         if votes is None:
             raise ApiError(404, "votes are not kept: start the server with --votes FILE", "no_votes")
         if not {asked.left, asked.right} <= {*models}:
-            raise ApiError(400, "left and right must be models of this server", "model_not_found")
+            raise ApiError(404, "left and right must be models of this server", "model_not_found")
         await run_in_threadpool(write_vote, votes, asked, writing)
         return {"kept": True}
 

@@ -28,6 +28,10 @@ class TextPart(Strict):
 
 
 class Message(Strict):
+    model_config = ConfigDict(json_schema_extra={"anyOf": [  # only of the assistant there may be nothing
+        {"properties": {"role": {"const": "assistant"}}},
+        {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]}]})  # fmt: skip
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)] | None = None
     name: Annotated[str, Field(max_length=200)] | None = None
@@ -76,6 +80,10 @@ class Request(Strict):
 
 
 class ChatRequest(Request):
+    model_config = ConfigDict(json_schema_extra={"anyOf": [  # top_logprobs needs logprobs
+        {"properties": {"top_logprobs": {"enum": [0, None]}}},
+        {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]}]})  # fmt: skip
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: bool | None = None

@@ -710,7 +710,7 @@ def test_votes_land_in_the_file(url, votes):
     assert [row["preferred"] for row in rows] == ["alpaca", "tie", "stand-in"]
     assert len({row["pair"] for row in rows}) == 1
     assert (rows[0]["rater"], rows[0]["prompt"], rows[0]["choice"]) == ("me too", "'=cmd, a b", "right")
-    error_of(requests.post(f"{url}/vote", json=body | {"left": "nobody"}, timeout=10), 400)
+    error_of(requests.post(f"{url}/vote", json=body | {"left": "nobody"}, timeout=10), 404)
     error_of(requests.post(f"{url}/vote", json=body | {"choice": "both"}, timeout=10), 400)
     assert len(votes.read_text(encoding="utf-8").splitlines()) == 4
 
