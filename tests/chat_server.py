@@ -25,6 +25,7 @@ STAND_IN = data.places.SAMPLES / "smollm2-tiny.gguf"
 class Scripted(nn.Module):
     """A model, for the scheduler, that answers every conversation in ChatML with `text`; each step takes `pause` s.
 
+    After a dozen tokens it waits until the event `go_on` is set.
     The next token of the text has logit 10, the one after next 9, all others 0: what a test may choose instead.
     """
 
@@ -35,6 +36,8 @@ class Scripted(nn.Module):
         self.tokenizer, self.pause = tokenizer, pause
         self.opening = [1, *tokenizer.encode_ordinary("assistant\n")]
         self.text = text
+        self.go_on = threading.Event()
+        self.go_on.set()
 
     def said(self, ids):
         """How many tokens of an answer stand at the end of `ids`."""
@@ -51,6 +54,8 @@ class Scripted(nn.Module):
             ids = cache.cache.tokens[row] + tokens[b].tolist()
             for t in range(tokens.shape[1]):
                 n = self.said(ids[: len(cache.cache.tokens[row]) + t + 1])
+                if n == 12 and tokens.shape[1] == 1:
+                    self.go_on.wait(120)
                 logits[b, t, script[min(n + 1, len(script) - 1)]] = 9
                 logits[b, t, script[min(n, len(script) - 1)]] = 10
         return logits
