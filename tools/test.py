@@ -19,7 +19,8 @@ COLAB_VENV = ROOT / "build" / "colab-venv"
 FORMATS = ("float32", "bfloat16")  # what the CPU can train in
 TRAINING = ("tests/test_training.py", "tests/test_resume.py", "tests/test_pretrain.py")
 SLOW = (  # left out by --quick: they run lessons, servers, browsers, other processes; 5 seconds and more each
-    "tests/test_bites.py", "tests/test_classify.py", "tests/test_colab.py", "tests/test_corpus.py",
+    "tests/test_bites.py", "tests/test_chat.py", "tests/test_chat_page.py", "tests/test_classify.py",
+    "tests/test_colab.py", "tests/test_corpus.py",
     "tests/test_judge.py", "tests/test_lab.py", "tests/test_own_text.py", "tests/test_pretrain.py",
     "tests/test_tools.py", "tests/data/test_download.py")
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
