@@ -175,8 +175,10 @@ def run_spam(method, seed, tiny):
     if method == "head only":
         model.requires_grad_(False)
     labels, started = torch.tensor([LABELS.index(label) for label, _ in training]), time.perf_counter()
-    train_classifier(classifier, training, epochs=1, batch_size=16, lr=settings["lr"], warmup_steps=20, seed=seed,
-                     weight_decay=0.0, weights=class_weights(labels, len(LABELS)))  # fmt: skip
+    history = train_classifier(classifier, training, epochs=1, batch_size=16, lr=settings["lr"], warmup_steps=20,
+                               seed=seed, weight_decay=0.0, weights=class_weights(labels, len(LABELS)))  # fmt: skip
+    if history.interrupted:
+        raise SystemExit("stopped; the same command goes on")
     seconds = time.perf_counter() - started
     called = classifier.predict([text for _, text in test])[0]
     pairs = [(label, found) for (label, _), found in zip(test, called, strict=True)]
@@ -232,8 +234,8 @@ def main(argv=None):
     parser.add_argument("--tiny", action="store_true", help="a few items only, for a trial")
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: lora_smollm2.json)")
     args = parser.parse_args(argv)
-    if args.seeds < 0:
-        parser.error(f"--seeds is {args.seeds}; at least 0")
+    if args.seeds < 0 or args.runs is not None and args.runs < 1:
+        parser.error(f"--seeds is {args.seeds} (at least 0), --runs {args.runs} (at least 1)")
     table = {"tiny": args.tiny, "scale": scale(), "runs": []}
     try:
         table["runs"] = continue_table(args.out, {"tiny": args.tiny, "scale": scale()})
@@ -241,6 +243,9 @@ def main(argv=None):
         parser.error(str(error))
     done = {(row["task"], row["method"], row["seed"]) for row in table["runs"]}
     left = [run for run in plan(args.seeds) if args.only in (None, run[0]) and run not in done]
+    bases = {row["base"] for row in table["runs"] if row["task"] != "spam" and "base" in row}
+    if left and bases and {name := Path(data.fetch("smollm2")).stem} != bases:
+        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
     for task, method, seed in left[: args.runs]:
         seed_everything(seed or 0)
         started = time.perf_counter()

@@ -175,6 +175,12 @@ def written(model, base, tokenizer, judge=None, n=8):
     return {k: round(v, 4) for k, v in found.items()} | {"texts": drawn.answers[::n]}
 
 
+def finished(history, steps):
+    """Ends the program where training was stopped: a shorter run is no row of the table."""
+    if len(history["reward"]) < steps:
+        raise SystemExit("stopped; the same command goes on")
+
+
 def run_arm(arm, seed, settings):
     """A row of the table: the course base trained for the reward of an arm."""
     base, tokenizer = load_base(COURSE_BASE)
@@ -196,6 +202,7 @@ def run_arm(arm, seed, settings):
     started = time.perf_counter()
     history = policy.train_policy(model, tokenizer, encoded(tokenizer, TRAINING), reward, seed=seed, reference=base,
                                   stop_id=full_stop(tokenizer), **settings)  # fmt: skip
+    finished(history, settings["steps"])
     row |= {"seconds": round(time.perf_counter() - started, 1), "after": written(model, base, tokenizer, judge)}
     history |= {"gold": gold} if gold else {}
     return row | {"history": {k: [round(x, 4) for x in v] for k, v in history.items()}}
@@ -297,6 +304,7 @@ def run_smollm2(seed, settings):
     started = time.perf_counter()
     history = policy.train_policy(model, tokenizer, prompts, brief, seed=seed, stop_id=tokenizer.end_of_turn,
                                   **settings)  # fmt: skip
+    finished(history, settings["steps"])
     row |= {"seconds": round(time.perf_counter() - started, 1), "after": answered(model, tokenizer, QUESTIONS[24:])}
     return row | {"history": {k: [round(x, 4) for x in v] for k, v in history.items()}}
 

@@ -107,11 +107,18 @@ def course_encode(entry, tokenizer):
     return encode_entry(entry, tokenizer, FORM)
 
 
+def finished(history):
+    """Ends the program where training was stopped: nothing half-trained goes into the table."""
+    if history.interrupted:
+        raise SystemExit("stopped; the same command goes on")
+
+
 def make_assistant(base, tokenizer, training, seed=0, **settings):
     """A copy of `base` that was taught to answer, on the plain `output` of each training pair."""
     model = copy.deepcopy(base)
     loader = instruction_loader(InstructionData(training, tokenizer, MAX_TOKENS, FORM), 8, seed=seed)
-    train(model, loader, loss_fn=answer_loss, lr=1e-3, warmup_steps=max(1, len(loader) // 10), seed=seed, **settings)
+    warmup = max(1, len(loader) // 10)
+    finished(train(model, loader, loss_fn=answer_loss, lr=1e-3, warmup_steps=warmup, seed=seed, **settings))
     return model
 
 
@@ -119,7 +126,7 @@ def make_judge(base, tokenizer, training, **settings):
     """A reward model on a copy of `base`, trained on the first of the training pairs."""
     judge = RewardModel(copy.deepcopy(base))
     pairs = PreferenceData(training[:JUDGE_PAIRS], tokenizer, MAX_TOKENS, course_encode)
-    train_reward(judge, pairs, lr=1e-3, warmup_steps=max(1, len(pairs) // 80), **settings)
+    finished(train_reward(judge, pairs, lr=1e-3, warmup_steps=max(1, len(pairs) // 80), **settings))
     return judge
 
 
@@ -197,7 +204,8 @@ def main(argv=None):
         rows = continue_table(args.out, {"data": about})
     except ValueError as error:
         parser.error(str(error))
-    n_pairs, n_prompts = (min(args.pairs or 10**9, sizes[args.model]) for sizes in (PAIRS, PROMPTS))
+    n_pairs = min(args.pairs or 10**9, PAIRS[args.model], len(training) - 1)  # the bundled sample is small
+    n_prompts = min(args.pairs or 10**9, PROMPTS[args.model], len(held_out))
     runs = [(None, None, {}), *((arm, seed, COMMON | chosen) for seed in range(args.seeds)
                                 for arm, chosen in arms.items() if args.only in (None, arm))]  # fmt: skip
     heads = [{"model": args.model, "arm": arm, "seed": seed, "settings": settings, "pairs": n_pairs}
@@ -222,6 +230,8 @@ def main(argv=None):
     else:
         (reference, tokenizer), encode = load_base("smollm2"), encode_chat
         reference.to(device)
+    if bases := {row["base"] for row in rows if row["model"] == args.model} - {tokenizer.name}:
+        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {tokenizer.name}: name another --out")
     prompts = held_out[:n_prompts]
     pairs = PreferenceData(prompts, tokenizer, 10**6, encode)
     before, drawn = pair_log_probs(reference, pairs), {}
@@ -232,13 +242,13 @@ def main(argv=None):
                       "machine": f"{platform.system()} {platform.machine()}, {describe()}"}  # fmt: skip
         if head["seed"] is not None:
             if head["seed"] not in drawn:
-                some = random_split(training, (n_pairs, max(1, len(training) - n_pairs)), seed=head["seed"])[0]
+                some = random_split(training, (n_pairs, len(training) - n_pairs), seed=head["seed"])[0]
                 some = PreferenceData(some, tokenizer, 2 * MAX_TOKENS, encode)
                 drawn = {head["seed"]: (some, pair_log_probs(reference, some))}  # for all arms of this seed
             if args.model == "smollm2":
                 freeze_all_but_last(model, BLOCKS)
-            train_dpo(model, *drawn[head["seed"]], **head["settings"], seed=head["seed"], warmup_steps=5,
-                      progress=False)  # fmt: skip
+            finished(train_dpo(model, *drawn[head["seed"]], **head["settings"], seed=head["seed"], warmup_steps=5,
+                               progress=False))  # fmt: skip
         row |= {"train_seconds": round(time.perf_counter() - start, 1)}
         row |= measure(model, tokenizer, encode, prompts, pairs, before, reference, judge)
         rows.append(row)

@@ -120,9 +120,8 @@ def count_trainable(model):
 def merge_lora(model):
     """Add each update to its weight, in place: a plain model again. Returns the adapters, {name: LoRALinear}.
 
-    A layer in 4 bits becomes an nn.Linear in float32. A head that is tied to the embedding is untied where it was
-    adapted, which a printed line says. All weights stay frozen. Raises ValueError where there is no adapter, or one
-    that is not finite, with nothing changed.
+    4 bits become the model's format. A tied head is untied where it was adapted, which a printed line says. All weights
+    stay frozen. Raises ValueError, with nothing changed, where there is no adapter, or one that is not finite.
     """
     adapters = adapters_of(model)
     if not adapters:
@@ -140,7 +139,8 @@ def merge_lora(model):
             model.config, adapter.tied = replace(model.config, tie_weights=False), True
             print(f"merging unties the head from the embedding: {layer.weight.numel():,} more numbers to save")
         layer.weight.copy_(layer.weight.float() + adapter.update())
-        model.set_submodule(name, layer)
+        model.set_submodule(name, layer.to(model.token_embedding.weight.dtype))
+        adapter.merged = [layer]  # in a list it is no part of the adapter
     return adapters
 
 
@@ -149,12 +149,13 @@ def unmerge_lora(model, adapters):
     """Take the updates out again and put the `adapters` of `merge_lora` back, in place; returns `model`.
 
     The weights are as before up to rounding; a head that was untied is tied again, and 4 bits are as they were. Raises
-    ValueError, with nothing changed, where an adapter is in its place already.
+    ValueError, with nothing changed, where one was not merged into this very model.
     """
-    for name in adapters:
-        if isinstance(model.get_submodule(name), LoRALinear):
-            raise ValueError(f"the adapter of {name} is not merged")
     for name, adapter in adapters.items():
+        if model.get_submodule(name) is not getattr(adapter, "merged", [None])[0]:
+            raise ValueError(f"the adapter of {name} is not merged into this model (nor into the one it is a copy of)")
+    for name, adapter in adapters.items():
+        adapter.to(model.token_embedding.weight.device).train(model.training).merged = [None]
         if getattr(adapter, "tied", False):
             adapter.base.weight, adapter.tied = model.token_embedding.weight, False
             model.config = replace(model.config, tie_weights=True)
@@ -167,8 +168,9 @@ def unmerge_lora(model, adapters):
 # --- Adapters in PEFT's files: adapter_config.json and adapter_model.safetensors
 
 # What an adapter_config.json must say, or not mention, for its adapters to be those of this module.
-_FIXED = {"peft_type": "LORA", "use_rslora": False, "use_dora": False, "bias": "none", "rank_pattern": {},
-          "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False}  # fmt: skip
+_FIXED = {"peft_type": ["LORA"], "use_rslora": [False], "use_dora": [False], "bias": ["none"], "rank_pattern": [{}],
+          "alpha_pattern": [{}], "modules_to_save": [None], "lora_bias": [False], "alora_invocation_tokens": [None],
+          "init_lora_weights": [True, "gaussian", "eva", "orthogonal"]}  # others change the base too # fmt: skip
 
 
 def published_layer(model, name):
@@ -220,8 +222,8 @@ def load_adapter(model, folder, check_base=True):
         raise FileNotFoundError(f"{missing} does not exist; an adapter is a folder with {config.name} and {file.name}")
     settings, found = read_json(config), {}
     for key, wanted in _FIXED.items():
-        if (settings.get(key) or wanted) != wanted:
-            raise ValueError(f"{config}: {key} is {settings[key]!r:.60}; known here is {wanted!r}")
+        if (settings.get(key) or wanted[0]) not in wanted:
+            raise ValueError(f"{config}: {key} is {settings[key]!r:.60}; known here is {wanted[0]!r}")
     other = f"{file} is an adapter of another base ({settings.get('base_model_name_or_path') or 'not named'})"
     layers = {published_layer(model, name): (name, layer) for name, layer in model.named_modules()
               if isinstance(layer, (nn.Linear, Linear4bit))}  # fmt: skip

@@ -31,11 +31,11 @@ class Samples:
 
 
 def in_pieces(work, n_rows, size, start_over=None):
-    """[work(slice), ...] for slices of at most `size` of `n_rows` rows.
+    """[work(slice), ...] for slices of at most `size` of `n_rows` rows; halved where a GPU's memory runs out.
 
-    Where a GPU's memory runs out, the pieces become half as large, down to one row; what is done stays done, or all
-    begins again after a call of `start_over`.
+    What is done then stays done, or all begins again after a call of `start_over`.
     """
+    check_bounds(1, int, rows=size)  # pieces of nothing would never end
     results, start = [], 0
     while start < n_rows:
         rows = slice(start, min(n_rows, start + size))
@@ -125,7 +125,7 @@ def gae(rewards, values, gamma=1.0, lam=0.95):
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gamma is {gamma} and lam is {lam}; both must be from 0 to 1")
     following = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], dim=-1)
-    surprise = rewards + gamma * following - values  # [..., T]
+    surprise = rewards + float(gamma) * following - values  # [..., T]
     advantages, later = torch.zeros_like(surprise), 0.0
     for t in reversed(range(surprise.shape[-1])):
         later = surprise[..., t] + gamma * lam * later
@@ -157,9 +157,9 @@ def policy_loss(new, old, reference, advantages, mask, *, eps=0.2, beta=0.0, len
     """The loss of each answer, to be made small: log-probabilities [N, T-1], advantages [N] or [N, T-1] -> [N].
 
     -clipped objective + beta * KL estimate, as a mean over an answer's own tokens (GRPO, Shao et al. 2024, equation
-    3), or a sum divided by a fixed `length` (Dr. GRPO). Raises ValueError for a negative beta.
+    3), or a sum divided by a fixed `length` (Dr. GRPO). Raises ValueError for a negative beta or length.
     """
-    check_bounds(0, float, beta=beta)
+    check_bounds(0, float, beta=beta, length=length or 0)
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
     new, old, reference = (values.masked_fill(~mask, 0.0) for values in (new, old, reference))  # padding says nothing
     loss = beta * kl_estimate(new, reference) - clipped_objective(new, old, advantages, eps)  # [N, T-1]
@@ -169,23 +169,23 @@ def policy_loss(new, old, reference, advantages, mask, *, eps=0.2, beta=0.0, len
 def policy_step(model, samples, reference, advantages, optimizer, scaler, *, rows=64, clip=1.0, **settings):
     """One update on `samples`: (loss, norm of the gradient before clipping to `clip`; None: not clipped).
 
-    reference [N, T-1], advantages [N] or [N, T-1]; `settings` are those of `policy_loss`. How many `rows` are computed
-    together changes the memory, not the gradient. Raises FloatingPointError where that is not finite.
+    reference [N, T-1], advantages [N] or [N, T-1]; `settings`: those of `policy_loss`. How many `rows` are computed
+    together changes the memory, not the gradient. FloatingPointError where that is not finite.
     """
-    n = len(samples.tokens)
+    check_bounds(0, float, clip=clip or 0)  # a negative one would turn the gradient round
+    optimizer.zero_grad()  # of a step that was broken off
 
     def work(part):
         old, mask = samples.log_probs[part], samples.mask[part]
         with mixed_precision(mask.device):
             new = token_log_probs(model, samples.tokens[part], mask)
-        loss = policy_loss(new, old, reference[part], advantages[part], mask, **settings).sum() / n
+        loss = policy_loss(new, old, reference[part], advantages[part], mask, **settings).sum() / len(samples.tokens)
         scaler.scale(loss).backward()
         return loss.item()
 
-    loss = sum(in_pieces(work, n, rows, start_over=optimizer.zero_grad))
+    loss = sum(in_pieces(work, len(samples.tokens), rows, start_over=optimizer.zero_grad))
     scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf).item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf).item()
     if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):  # a scaler skips such a gradient
         optimizer.zero_grad()
         raise FloatingPointError(f"the loss is {loss}, the gradient's norm {norm}: the weights are kept as they were")
@@ -197,7 +197,7 @@ def policy_step(model, samples, reference, advantages, optimizer, scaler, *, row
 
 def ask_for_rewards(reward, prompts, answers, n):
     """`reward(prompt texts, answer texts)` as [P, n]. Raises ValueError unless it gives a finite number for each."""
-    given = torch.as_tensor(reward(prompts, answers), dtype=torch.float32).cpu()
+    given = torch.as_tensor(reward(prompts, answers), dtype=torch.float32).detach().cpu()
     if given.shape != (len(answers),):
         raise ValueError(f"the reward must give one number for each of {len(answers)} answers; got {[*given.shape]}")
     if not given.isfinite().all():
@@ -214,16 +214,16 @@ def train_policy(
 
     A step draws `n` answers to `n_prompts` of `prompts` (lists of ids), asks `reward(prompt texts, answer texts)` for a
     number for each, and updates `epochs` times on them. KL is to `reference` (None: the model as it came). The dict has
-    reward, kl and entropy (nats per token), length (tokens) and equal, the share of groups whose rewards were equal; a
-    step with no others changes nothing where beta is 0, and a line at the end counts them. Ctrl-C ends the run after
-    a step. The model is left in eval mode. Raises ValueError for a bad setting or reward.
+    reward, kl and entropy (nats per token), length (tokens) and equal, the share of groups whose rewards were equal (a
+    line at the end counts them). Ctrl-C ends the run after a step. ValueError for a bad setting or reward.
     """
     check_bounds(0, float, lr=lr, beta=beta)
     check_bounds(1, int, steps=steps, epochs=epochs, n_prompts=n_prompts, rows=rows)
     reference = copy.deepcopy(model) if reference is None else reference
+    if {id(p) for p in model.parameters() if p.requires_grad} & {id(p) for p in reference.parameters()}:
+        raise ValueError("the reference learns with the model, so the KL would stay 0: give a copy.deepcopy, or None")
     device, n_prompts = model.token_embedding.weight.device, min(n_prompts, len(prompts))
     history = {name: [] for name in ("reward", "kl", "entropy", "length", "equal")}
-    settings = {"eps": eps, "beta": beta, "length": length}
     optimizer = make_optimizer(model, lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(device) == torch.float16)
     dice, order = torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed)
@@ -235,9 +235,9 @@ def train_policy(
             texts = [tokenizer.decode(ids) for ids in asked for _ in range(n)]
             rewards = ask_for_rewards(reward, texts, drawn.answers, n)
             before = log_probs_of(reference, drawn.tokens, drawn.mask, rows)
-            equal, better = equal_groups(rewards), advantages(rewards).flatten().to(device)
+            equal, gain = equal_groups(rewards), advantages(rewards).flatten().to(device)
             for _ in range(0 if equal.all() and beta == 0 else epochs):  # without a gradient there is still momentum
-                policy_step(model, drawn, before, better, optimizer, scaler, rows=rows, **settings)
+                policy_step(model, drawn, before, gain, optimizer, scaler, rows=rows, eps=eps, beta=beta, length=length)
             seen = {"reward": rewards, "kl": kl_estimate(drawn.log_probs, before)[drawn.mask], "equal": equal.float(),
                     "entropy": -drawn.log_probs[drawn.mask], "length": drawn.mask.sum(dim=1).float()}  # fmt: skip
             for name, value in seen.items():

@@ -214,7 +214,7 @@ class RewardModel(nn.Module):
         self.backbone, self.config = backbone, backbone.config
         self.score = nn.Linear(backbone.config.emb_dim, 1, bias=False)
         nn.init.zeros_(self.score.weight)  # all texts begin equal
-        self.to(backbone.token_embedding.weight.device)
+        self.score.to(backbone.token_embedding.weight)
 
     def forward(self, tokens, lengths):
         """tokens [R, T], lengths [R] -> rewards [R]."""

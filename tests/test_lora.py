@@ -436,3 +436,23 @@ def test_an_adapter_that_is_not_finite_ruins_no_weight(model):
         lora.merge_lora(model)
     assert torch.equal(model.blocks[0].attention.out_proj.base.weight, before)
     assert "blocks.0.attention.out_proj" in lora.adapters_of(model)
+
+
+# What a breaker found.
+
+
+@pytest.mark.parametrize("which", ["copy", "other"])
+def test_adapters_go_back_only_into_the_model_they_were_merged_into(which):
+    model = make("gpt")
+    adapters = lora.merge_lora(lora.apply_lora(model, rank=2, alpha=4))
+    stranger = copy.deepcopy(model) if which == "copy" else make("gpt")
+    with pytest.raises(ValueError, match="not merged into this model"):
+        lora.unmerge_lora(stranger, adapters)
+    lora.unmerge_lora(model, adapters)
+
+
+def test_adapters_that_come_back_take_the_mode_of_the_model():
+    model = lora.apply_lora(make("gpt"), rank=2, alpha=4, dropout=0.5).train()
+    adapters = lora.merge_lora(model)
+    lora.unmerge_lora(model.eval(), adapters)
+    assert not any(part.training for part in model.modules())

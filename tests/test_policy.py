@@ -419,3 +419,40 @@ def test_a_head_that_is_wrapped_is_called(model):
     wrapped = SimpleNamespace(hidden=model.hidden, head=lambda x: 2 * head(x))
     assert_close(policy.token_log_probs(model, drawn.tokens, drawn.mask), drawn.log_probs)
     assert not torch.allclose(policy.token_log_probs(wrapped, drawn.tokens, drawn.mask), drawn.log_probs)
+
+
+# What a breaker found.
+
+
+def test_a_reference_that_learns_with_the_model_is_refused(model):
+    with pytest.raises(ValueError, match="the KL would stay 0"):
+        policy.train_policy(model, LETTERS, PROMPTS, share_of_a, steps=1, reference=model, progress=False)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_pieces_of_nothing_are_refused(model, rows):
+    drawn = drawn_from(model)
+    with pytest.raises(ValueError, match="rows is"):
+        policy.log_probs_of(model, drawn.tokens, drawn.mask, rows)
+
+
+def test_a_negative_length_would_turn_the_loss_round():
+    with pytest.raises(ValueError, match="length is -5"):
+        policy.policy_loss(*torch.zeros(3, 2, 2), torch.zeros(2), torch.ones(2, 2).bool(), length=-5)
+
+
+def test_whole_numbers_are_as_good_as_others_in_gae():
+    rewards, values = torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.int64)
+    assert policy.gae(rewards, values, gamma=1, lam=0.5).tolist() == [0.25, 0.5, 1.0]
+
+
+def test_a_gradient_that_was_left_over_is_not_used(model):
+    drawn, models = drawn_from(model), [copy.deepcopy(model), copy.deepcopy(model)]
+    for i, one in enumerate(models):
+        optimizer = torch.optim.SGD(one.parameters(), lr=1.0)
+        if i:
+            one.token_embedding.weight.sum().backward()
+        better = torch.linspace(-1, 1, len(drawn.tokens))
+        policy.policy_step(one, drawn, drawn.log_probs, better, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    for one, two in zip(*(m.parameters() for m in models), strict=True):
+        assert_close(one, two, rtol=0, atol=0)

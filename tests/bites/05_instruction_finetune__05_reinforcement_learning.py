@@ -43,7 +43,8 @@ MUTATIONS = [
         find="row[len(before) - 1 : len(before) - 1 + len(new)] = True",
         replace="row[len(before) : len(before) + len(new)] = True",
     ),
-    Mutation("pieces are weighed by themselves", find="**settings).sum() / n", replace="**settings).mean()"),
+    Mutation("pieces are weighed by themselves", find="**settings).sum() / len(samples.tokens)",
+             replace="**settings).mean()"),
     Mutation(
         "worse answers become likelier",
         find="advantages(rewards).flatten().to(device)",
