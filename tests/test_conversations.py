@@ -5,10 +5,11 @@ trainer, python's json and csv.
 """
 
 import csv
+import importlib.util
 import json
 import random
 import re
-from pathlib import Path
+from collections import Counter
 
 import pytest
 import torch
@@ -50,6 +51,17 @@ SMOLLM2 = "{% for message in messages %}{% if loop.first and messages[0]['role']
 You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + \
 message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ \
 '<|im_start|>assistant\n' }}{% endif %}"  # as SmolLM2-Instruct's own file has it
+
+
+def script(name):
+    """A script beside the lessons, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"05_instruction_finetune/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+chats = script("chats")
 
 
 def talk(*texts, system=None):
@@ -174,20 +186,11 @@ def test_luhn_check_digits():
 
 def test_planted_personal_data():
     """Precision and recall on texts in which {what is personal|KIND} is marked; some of them are known to be missed."""
-    planted = (Path(__file__).parents[1] / "05_instruction_finetune/planted.txt").read_text(encoding="utf-8")
-    found = missed = wrong = 0
-    for line in filter(None, planted.splitlines()):
-        marks, text, at = [], "", 0
-        for mark in re.finditer(r"\{(.+?)\|(\w+)\}", line):
-            text += line[at : mark.start()]
-            marks.append((len(text), len(text) + len(mark[1]), mark[2]))
-            text, at = text + mark[1], mark.end()
-        text += line[at:]
-        said = find_personal(text)
-        found += len(set(said) & set(marks))
-        missed += len(set(marks) - set(said))
-        wrong += len(set(said) - set(marks))
-    assert found + missed >= 60 and len(planted.splitlines()) >= 110
+    texts = chats.planted()
+    found = sum(len(set(find_personal(text)) & marks) for text, marks in texts)
+    missed = sum(len(marks - set(find_personal(text))) for text, marks in texts)
+    wrong = sum(len(set(find_personal(text)) - marks) for text, marks in texts)
+    assert found + missed >= 60 and len(texts) >= 110
     assert found / (found + wrong) >= 0.95 and found / (found + missed) >= 0.85
     assert missed > 0  # spelled-out numbers: the list holds what no pattern finds, and the lesson says so
 
@@ -432,3 +435,84 @@ def test_a_template_of_ones_own(course):
     assert text == "<system> Hi. </>\n<user> Hello! </>\n<assistant> Hello, how can I help?<|endoftext|>\n"
     ids, counts = encode_conversation(TALKS[0], course[1], own)
     assert course[1].decode(ids) == text and sum(counts) < len(ids)
+
+
+# --- probes, and what the script measures ----------------------------------------------------------------------------
+
+DOMAINS = ("airline", "help_desk")
+PROBES = [probe for domain in DOMAINS for probe in chats.probes(domain)]
+
+
+def test_probes_need_the_earlier_turn():
+    assert len(PROBES) >= 200
+    sample = " ".join(turn["content"] for domain in DOMAINS for chat in read_conversations(SAMPLES / f"{domain}.jsonl")
+                      for turn in chat)  # fmt: skip
+    for probe in PROBES:
+        first, twin = probe["conversation"], probe["twin"]
+        assert [a == b for a, b in zip(first, twin, strict=True)] == [True, False, True, True]
+        assert chats.verdict(probe, first[1]["content"]) == "both"
+        assert all(chats.verdict(probe, turn["content"]) == "neither" for turn in (*twin, *first[2:]))
+        assert (probe["target"] in sample) == ("known" in probe["kind"]) == (probe["other"] in sample)
+        assert probe["target"] != probe["other"]
+    openings = [(p["conversation"][1]["content"], p) for p in PROBES if "known" not in p["kind"]]
+    places = Counter(said.index(p["target"]) < said.index(p["other"]) for said, p in openings)
+    assert places[True] == places[False]  # the value named first is the answer as often as the one named last
+
+
+def test_a_parrot_fails():
+    """To repeat what was said, all of it or its last turn, is never right; nor is to name both values."""
+    for probe in PROBES:
+        said = [turn["content"] for turn in probe["conversation"]]
+        for answer in (*said, " ".join(said), " ".join(said[1:]), f"{probe['other']} or {probe['target']}", ""):
+            assert chats.verdict(probe, answer) != "right"
+        assert chats.verdict(probe, f"It is {probe['target'].upper()}.") == "right"
+        assert chats.verdict(probe, f"You said {probe['other']}.") == "other"
+    assert not chats.names("Corky and Oslos", "Cork") and chats.names("to Cork.", "cork")
+
+
+def test_bits_per_byte_by_hand(either):
+    model, tokenizer, template = either
+    found = chats.bits(model, tokenizer, template, TALKS[:2])
+    nats = size = 0
+    for chat in TALKS[:2]:
+        ids, counts = encode_conversation(chat, tokenizer, template)
+        end = tokenizer.encode_single_token(template.end)
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids]))[0].float().log_softmax(dim=-1)
+        nats -= sum(log_probs[i - 1, ids[i]].item() for i in range(1, len(ids)) if counts[i] and ids[i] != end)
+        size += sum(len(turn["content"].encode()) for turn in chat if turn["role"] == "assistant")
+    assert found.bits_per_byte == pytest.approx(nats / size / 0.6931472, rel=1e-4)
+
+
+def test_next_turns_and_their_strangers(course):
+    test = chats.parts("airline")[2]
+    triples = chats.next_turns(test)
+    assert len(triples) > 50 and all(context[-1]["role"] == "user" for context, _, _ in triples)
+    for context, true, stranger in triples:
+        own = next(chat for chat in test if chat[: len(context)] == context and chat[len(context)]["content"] == true)
+        assert stranger != true and own[len(context)]["role"] == "assistant"
+    backwards = [(context, stranger, true) for context, true, stranger in triples[:6]]
+    model, tokenizer = course
+    forth, back = (chats.prefers_true(model, tokenizer, COURSE, some) for some in (triples[:6], backwards))
+    assert forth == [not one for one in back]
+
+
+def test_fluency_compares_groups_of_one_size():
+    loops, rich = ["the the the the"] * 24, [f"a{i} b{i} c{i} d{i}" for i in range(24)]
+    low, high = chats.fluency(loops), chats.fluency(rich)
+    assert low["distinct_1"]["value"] < 0.1 and low["repetition"]["value"] == 0.5
+    assert high["distinct_2"] == {"value": 1.0, "interval": [1.0, 1.0], "n": 4}
+    mixed = chats.fluency(loops[:12] + rich[:12])["distinct_1"]
+    assert mixed["interval"][0] <= mixed["value"] <= mixed["interval"][1]
+
+
+def test_parts_hold_different_conversations(tmp_path):
+    for domain in DOMAINS:
+        parts = chats.parts(domain)
+        assert [len(part) for part in parts] == [84, 12, 24]
+        assert len({json.dumps(chat) for part in parts for chat in part}) == 120
+        assert all(chat[0] == {"role": "system", "content": chats.SYSTEM[domain]} for part in parts for chat in part)
+    own = tmp_path / "own.csv"
+    own.write_text("id,role,text\n" + "".join(f"{i},user,Hi {i}\n{i},bot,Ho a{i}@example.org\n" for i in range(20)))
+    training, _, test = chats.parts("airline", [own])
+    assert len(training) == 14 and len(test) == 4 and "[EMAIL]" in test[0][2]["content"]

@@ -267,7 +267,7 @@ def day(rng):
 
 
 def conversation(rng, forms, recall):
-    """One conversation as a list of messages: a form, in half of them a question about it, and mostly thanks."""
+    """One conversation as a list of messages: a form, in most of them a question about it, and mostly thanks."""
     filled = slots(rng)
 
     def say(ways):
@@ -277,7 +277,7 @@ def conversation(rng, forms, recall):
     turns = [say(ways) for ways in forms]
     said = " ".join(turns)
     fitting = [one for one in recall if one[2].format(**filled) in said]
-    if fitting and rng.random() < 0.5:
+    if fitting and rng.random() < 0.7:
         turns += [say(ways) for ways in rng.choice(fitting)[:2]]
     for thanks in THANKS:
         if rng.random() < 0.6:
