@@ -156,7 +156,8 @@ def main(argv=None):
         row["seconds"] = round(time.perf_counter() - started, 1)
         table["runs"].append(row)
         write_table(args.out, table)
-        told = {name: row[name] for name in ("probes", "twins", "bits_per_byte", "validation_bits", "right") if name in row}
+        names = ("probes", "twins", "bits_per_byte", "validation_bits", "right")
+        told = {name: row[name] for name in names if name in row}
         print(f"{head['job']}, seed {head['seed']}, {row['seconds']:.0f} s: {told}", flush=True)
         if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
             raise SystemExit("a figure is not finite")

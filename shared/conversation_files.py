@@ -111,7 +111,8 @@ def _role(name, known):
 def _text(said):
     """OpenAI's content may be a list of parts; what is no text, such as a picture, is left out."""
     if isinstance(said, list):
-        said = "\n".join(str(part.get("text", "")) for part in said if isinstance(part, dict))
+        parts = (part.get("text") for part in said if isinstance(part, dict))
+        said = "\n".join(part for part in parts if isinstance(part, str))
     return said if isinstance(said, str) else ""
 
 
