@@ -62,8 +62,8 @@ NOT_TAUGHT = {
     "shared/checkpoints.py:main": "a command line",
     "shared/judge_servers.py:*": "the interfaces of other people's servers: operation; lesson 5.2b uses them",
     "shared/batches.py:as_list": "words the error for a text where a list belongs",
-    "shared/conversation_files.py:*": "lesson 5.6 builds it",
-    "shared/conversations.py:*": "lesson 5.6 builds it",
+    "shared/conversation_files.py:THREAD": "names of columns in other people's CSV files",
+    "shared/conversation_files.py:read_conversations": "rows of a CSV, lines of a log, and their errors; 5.6 uses it",
     "shared/classification.py:load_score": "the output layer and the labels out of a folder; lesson 4.1 uses it",
 }
 
