@@ -240,7 +240,7 @@ def main(argv=None):
     common = conditions(messages, file)
     made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
             "threads": torch.get_num_threads()}  # fmt: skip
-    table = {"made": made} | common | {"not_run": [SIZE["quick"]] if scale() == "quick" else [], "runs": []}
+    table = common | {"not_run": [SIZE["quick"]] if scale() == "quick" else [], "runs": []}
     try:
         table["runs"] = continue_table(args.out, common)
     except ValueError as error:
@@ -255,7 +255,7 @@ def main(argv=None):
                 continue
             folder = COURSE_BASE if name == SIZE["full"] else None
             result = run_variant(VARIANTS.get(name, {}), n, run, messages, settings, folder)
-            table["runs"].append({"variant": name, "labels": n, "split": run % SPLITS, "seed": run} | result)
+            table["runs"].append({"variant": name, "labels": n, "split": run % SPLITS, "seed": run} | made | result)
             write_table(args.out, table)
             (tn, fp), (fn, tp) = result["confusion"]
             print(f"run {run}  {name:28} {n:>3} labels  ham {tn}/{tn + fp}  spam {tp}/{fn + tp}  "

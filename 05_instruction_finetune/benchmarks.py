@@ -183,7 +183,8 @@ def main(argv=None):
         if args.check:
             for path in args.models or ["smollm2"]:
                 equal = check(path)
-                print(f"{path}, equal to transformers:", *(f"{name} {a} of {n}" for name, (a, n) in equal.items()))
+                shown = ", ".join(f"{name} {same} of {n}" for name, (same, n) in equal.items())
+                print(f"{path}, equal to transformers: {shown}")
                 if any(a != n for a, n in equal.values()):
                     return 1
         else:

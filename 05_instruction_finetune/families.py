@@ -104,7 +104,7 @@ def undouble(word):
 
 def normalise(text):
     """What is compared: words and numbers in small letters, without quotes, points and spacing; 7,000 is 7000."""
-    return " ".join(re.findall(r"[\w-]+", re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold())))
+    return " ".join(re.findall(r"\d+(?:\.\d+)+|[\w-]+", re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold())))
 
 
 def item(family, instruction, frame, keys, rule, given=""):
@@ -203,7 +203,7 @@ def judge(one, answer):
     """
     said, before, after = normalise(answer), *map(normalise, one["frame"].split("{}"))
     keys = [normalise(key) for key in one["keys"]]
-    form = SENTENCES.get(one["family"]) or f"{re.escape(before)} [\\w-]+{re.escape(' ' + after if after else '')}"
+    form = SENTENCES.get(one["family"]) or f"{re.escape(before)} [\\w.-]+{re.escape(' ' + after if after else '')}"
     exact = said in [" ".join(filter(None, (before, key, after))) for key in keys]
     told = said if one["family"] in SENTENCES else said.partition(" is ")[2] or said
     has_key = any(f" {key} " in f" {told} " for key in keys)

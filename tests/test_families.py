@@ -92,6 +92,11 @@ def test_numbers_with_a_comma_are_the_same():
     assert not families.judge(item, "7 kilometers is 70,00 meters.")["exact"]
 
 
+def test_a_decimal_point_makes_another_number():
+    item = families.item("units", "?", "7 kilometers is {} meters.", ["7000"], "7")
+    assert families.judge(item, "7 kilometers is 7000.5 meters.") == {"exact": False, "form": True, "key": False}
+
+
 def test_a_sentence_that_copies_the_input_has_not_the_form():
     for item in of(TEST, "passive") + of(TEST, "negative"):
         assert families.judge(item, item["input"]) == {"exact": False, "form": False, "key": False}
