@@ -61,6 +61,10 @@ NOT_TAUGHT = {
     "shared/checkpoints.py:save_gguf": "another program's file format; lesson 3.7 names the command",
     "shared/checkpoints.py:main": "a command line",
     "shared/judge_servers.py:*": "the interfaces of other people's servers: operation; lesson 5.2b uses them",
+    "shared/lora.py:published_layer": "a name in other programs; lesson 3.7 builds such a table",
+    "shared/lora.py:base_checksum": "operation: tells one base from another; lesson 5.3 uses it and makes it speak",
+    "shared/lora.py:save_adapter": "the names and keys of another program's files; lesson 5.3 uses it",
+    "shared/lora.py:load_adapter": "the errors of damaged and foreign files; lesson 5.3 uses it",
     "shared/batches.py:as_list": "words the error for a text where a list belongs",
     "shared/classification.py:load_score": "the output layer and the labels out of a folder; lesson 4.1 uses it",
 }
