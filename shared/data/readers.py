@@ -13,7 +13,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from shared.data.formats import read_records
+from shared.data.formats import parse_json, read_records, read_text
 
 MEMBER_LIMIT = 10_000_000  # bytes; no file inside an archive that is read here comes near it
 
@@ -179,3 +179,35 @@ def _mmlu_items(subject, name, file):
             raise ValueError(f"{name}, row {number} is no question with four choices and a letter A to D")
         items.append({"subject": subject, "question": row[0], "choices": row[1:5], "gold": "ABCD".index(row[5])})
     return items
+
+
+def conversations(path):
+    """Conversations -> records, each with a list of its turns, which `shared.conversation_files.from_record` reads.
+
+    From Taskmaster's .json (a list), Topical-Chat's (an object of them), OASST1's .parquet of single messages, or
+    records that have their turns together.
+    """
+    kind = Path(path).suffix
+    found = parse_json(read_text(path)) if kind == ".json" else read_records(path)
+    found = [*found.values()] if isinstance(found, dict) else _threads(found) if kind == ".parquet" else found
+    for number, record in enumerate(found, start=1):
+        if not any(isinstance(record.get(name), list) for name in ("messages", "turns", "utterances", "content")):
+            raise ValueError(f"{path}: record {number} has no list of turns, but {', '.join(record)[:60]}")
+    return found
+
+
+def _threads(messages):
+    """OASST1's messages (Koepf et al. 2023), English ones -> one thread of each tree, by the best-ranked replies."""
+    replies = {}
+    for message in messages:
+        if message["lang"] == "en":
+            replies.setdefault(message["parent_id"], []).append(message)
+    threads = []
+    for message in replies.get(None, []):
+        turns = []
+        while message:
+            turns.append({"role": message["role"], "content": message["text"]})
+            below = replies.get(message["message_id"], [])
+            message = min(below, key=lambda reply: reply["rank"] if reply["rank"] is not None else 99, default=None)
+        threads.append({"messages": turns})
+    return threads

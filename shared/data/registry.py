@@ -88,6 +88,9 @@ _RASBT = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main"
 _UCI = "https://archive.ics.uci.edu"
 _SMS = "saurabh1105/Spam-classfication-/5cab5fa12d31d4766924638084ae0eed4353cb81/smsspamcollection"  # the name is so
 _ALPACA = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca"
+_OASST = ("datasets/OpenAssistant/oasst1", "fdf72ae0827c1cda404aff25b6603abec9e3399b")
+_TASKMASTER = "https://raw.githubusercontent.com/google-research-datasets/Taskmaster/master"
+_TOPICAL = "https://raw.githubusercontent.com/alexa/Topical-Chat/master"
 _ARC = ("datasets/allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453")
 _MMLU = ("datasets/cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe")
 _BLIMP = "https://raw.githubusercontent.com/alexwarstadt/blimp"
@@ -188,6 +191,24 @@ REGISTRY = {entry.name: entry for entry in (
                   f"{_ALPACA}/761dc5bfbdeeffa89b8bff5d038781a4055f796a/alpaca_data.json"),
             others=(Form("instruct/alpaca_5000.json", 2_044_701, reader=formats.read_json_list,  # 5,000 of them
                          sha256="fc1add24c93c9fbbe585a64a6c9bf6165eb110225f4470efbff382a913558ec0"),)),
+    Dataset(name="oasst1", about="OpenAssistant conversations (Koepf et al. 2023), validation part, English",
+            licence="Apache-2.0", file="conversations/oasst1_validation.parquet", sample="help_desk.jsonl", size=None,
+            limit=2**26, sha256=None, reader=readers.conversations,
+            urls=(_hub(*_OASST, "data/validation-00000-of-00001-134b8fd0c89408b6.parquet"),),
+            others=(Form("conversations/oasst1_validation_en.jsonl.zst", 192_072, reader=readers.conversations,
+                         sha256="3fff3a9ff828506ff3db2e2d1aec939dba9517a7a611e2d3f3f952a092771dd5"),)),
+    Dataset(name="topical_chat", about="Topical-Chat (Gopalakrishnan et al. 2019), frequent topics, validation part",
+            licence="CDLA-Sharing-1.0", file="conversations/topical_chat_valid_freq.json", sample="help_desk.jsonl",
+            size=None, limit=2**26, sha256=None, reader=readers.conversations,
+            urls=(f"{_TOPICAL}/conversations/valid_freq.json",),
+            others=(Form("conversations/topical_chat_valid_freq.jsonl.zst", 362_002, reader=readers.conversations,
+                         sha256="7a37542e02c0405c433384da8759a11c1d76a3f77ea586ab4cf99fcec13df201"),)),
+    Dataset(name="taskmaster", about="Taskmaster-4 (Google 2024): coffee is ordered, the first of its files",
+            licence="CC BY 4.0", file="conversations/taskmaster4_data_00.json", sample="airline.jsonl", size=None,
+            limit=2**26, sha256=None, reader=readers.conversations,
+            urls=(f"{_TASKMASTER}/TM-4-2024/data/data_00.json",),
+            others=(Form("conversations/taskmaster4_coffee.jsonl.zst", 195_748, reader=readers.conversations,  # of all
+                         sha256="c92166c91fe3d882adc5b442dbcc2cdef1a8e0413dc790a271723a932587e0f2"),)),
     Dataset(name="slimpajama_first", about="SlimPajama-6B, the first of 48 files", licence="that of its components",
             file="hub/DKYoon/SlimPajama-6B/data/train-00000-of-00048-ab2b35705f029d94.parquet", size=292_286_056,
             sha256="6c1e83b5f990a245a9e3fe95e5a1d5c3af8ce4d1f823791f59390c903656bb3f", huge=True,

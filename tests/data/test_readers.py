@@ -411,3 +411,34 @@ def test_blimp_from_the_archive_and_from_records(entries, tmp_path):
     assert data.load(put(tmp_path, "samples/blimp.jsonl", as_lines(one + two).encode())) == found
     with pytest.raises(ValueError, match="not all paradigms have equally many pairs"):
         data.load(put(tmp_path, "samples/blimp.jsonl", as_lines(one + two[:1]).encode()))
+
+
+def test_conversations_in_the_forms_of_their_publishers(entries, tmp_path):
+    """Taskmaster, Topical-Chat, records that have their turns together, and OASST1's trees of messages."""
+    turns = [{"speaker": "user", "text": "Tea"}, {"speaker": "assistant", "text": "Yes"}]
+    taskmaster = [{"conversation_id": "a", "utterances": turns}, {"conversation_id": "b", "utterances": turns[:1]}]
+    file = "conversations/taskmaster4_data_00.json"
+    assert data.load(put(tmp_path, file, json.dumps(taskmaster).encode())) == taskmaster
+    topical = {"t_1": {"content": [{"agent": "agent_1", "message": "Tea"}], "article_url": "x"}}
+    file = "conversations/topical_chat_valid_freq.json"
+    assert data.load(put(tmp_path, file, json.dumps(topical).encode())) == [topical["t_1"]]
+    records = [{"messages": [{"role": "user", "content": "Tea"}]}]
+    assert data.load(put(tmp_path, "samples/airline.jsonl", as_lines(records).encode())) == records
+    with pytest.raises(ValueError, match="record 1 has no list of turns, but question"):
+        data.load(put(tmp_path, "samples/airline.jsonl", b'{"question": "Tea?"}\n'))
+
+
+def test_oasst_threads_follow_the_best_replies_in_english(entries, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [("a", None, "prompter", "Hi", "en", None), ("b", "a", "assistant", "worse", "en", 1), ("d", "b", "prompter",
+            "lost", "en", 0), ("c", "a", "assistant", "better", "en", 0), ("e", "c", "prompter", "More", "en", None),
+            ("f", None, "prompter", "Hola", "es", None)]  # fmt: skip
+    names = ("message_id", "parent_id", "role", "text", "lang", "rank")
+    file = tmp_path / "conversations/oasst1_validation.parquet"
+    file.parent.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(zip(names, row)) for row in rows]), file)
+    [found] = data.load(file)
+    said = [("prompter", "Hi"), ("assistant", "better"), ("prompter", "More")]
+    assert [(turn["role"], turn["content"]) for turn in found["messages"]] == said

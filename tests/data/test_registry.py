@@ -97,6 +97,9 @@ REAL = {  # what the official files hold, or the smaller forms of them
     "piqa": lambda items: len(items) == 1838 and {item["gold"] for item in items} == {0, 1},
     "blimp": lambda pairs: len(pairs) == 67_000 and len({pair["phenomenon"] for pair in pairs}) == 12
     and all(len({pair["paradigm"] for pair in pairs[67 * i : 67 * (i + 1)]}) == 67 for i in range(1000)),
+    "oasst1": lambda records: len(records) > 100 and all(len(record["messages"]) >= 1 for record in records),
+    "topical_chat": lambda records: len(records) == 539,
+    "taskmaster": lambda records: len(records) > 400,
 }
 
 
@@ -131,6 +134,8 @@ def test_samples_of_chapters_4_and_5(entries, monkeypatch):
         assert len(item["choices"]) == 4 == len(set(item["choices"]))
     assert [[item["gold"] for item in content["piqa"]].count(gold) for gold in range(2)] == [12, 12]
     assert all(len(item["choices"]) == 2 == len(set(item["choices"])) for item in content["piqa"])
+    assert content["oasst1"] == content["topical_chat"] != content["taskmaster"]
+    assert len(content["oasst1"]) == len(content["taskmaster"]) == 120
     pairs = content["blimp"]
     assert len(pairs) == 40 == len({pair["good"] for pair in pairs}) and all(p["good"] != p["bad"] for p in pairs)
     assert len({pair["paradigm"] for pair in pairs[:10]}) == 10 and len({pair["phenomenon"] for pair in pairs}) == 9

@@ -1,0 +1,249 @@
+"""Conversations out of files, cleaned and checked: CSV, JSON, JSON lines, ShareGPT, OpenAI's messages, chat logs.
+
+A conversation is a list of turns {"role", "content"}; the roles are system, user and assistant.
+
+    found = read_conversations("my_chats.csv")
+    conversations, problems = check_conversations([cleaned(conversation) for conversation in found])
+"""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+from shared.data.formats import parse_json
+from shared.tokenizer import valid_unicode
+
+ROLES = ("system", "user", "assistant")
+# What others call a conversation's turns, who speaks, and what is said; the first that is there counts.
+TURNS = ("messages", "conversations", "conversation", "turns", "utterances", "content")
+SPEAKER = ("role", "from", "speaker", "agent", "author", "sender")
+SAID = ("content", "value", "text", "message", "utterance", "body")
+THREAD = ("conversation", "conversation_id", "thread", "thread_id", "chat", "id")
+SPEAKERS = {name: role for role, names in {
+    "system": "system developer", "user": "user human customer student prompter client agent_1",
+    "assistant": "assistant gpt bot chatgpt model agent support agent_2",
+}.items() for name in names.split()}  # fmt: skip
+
+
+def read_conversations(file, encoding="utf-8-sig", speakers=None):
+    """The conversations in a file: a list of lists of {"role", "content"}.
+
+    `.csv`: a row for each turn, with a column each for conversation, speaker and text (their names: THREAD, SPEAKER,
+    SAID). `.json`, `.jsonl`: records as `from_record` reads them. Any other: a log with lines "user: text". `speakers`
+    adds to SPEAKERS, such as {"anna": "user"}. Raises ValueError, naming the file and what is wrong in it.
+    """
+    file, known = Path(file), SPEAKERS | {name.casefold(): role for name, role in (speakers or {}).items()}
+    content = file.read_bytes()
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}: line {line} is not {encoding} (byte 0x{content[error.start]:02x}): save the whole "
+                         "file in one encoding, or name it") from None  # fmt: skip
+    try:
+        if not text.strip():
+            raise ValueError("the file is empty")
+        if file.suffix.lower() == ".csv":
+            return _from_csv(text, known)
+        read = _from_json if file.suffix.lower() in (".json", ".jsonl") else _from_log
+        return read(text, known)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _from_csv(text, known):
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    columns = {(name or "").strip().casefold(): name for name in rows.fieldnames}
+    thread, speaker, said = (next((columns[name] for name in names if name in columns), None)
+                             for names in (THREAD, SPEAKER, SAID))  # fmt: skip
+    if None in (thread, speaker, said):
+        wanted = " and ".join(f"one of {', '.join(names)}" for names in (THREAD, SPEAKER, SAID))
+        raise ValueError(f"its columns are {', '.join(map(repr, rows.fieldnames))}; it needs {wanted}")
+    found = {}
+    for row in rows:
+        turn = {"role": _role(row[speaker], known), "content": row[said] or ""}
+        found.setdefault(row[thread], []).append(turn)
+    return list(found.values())
+
+
+def _from_json(text, known):
+    try:
+        records = parse_json(text)
+    except ValueError as whole:
+        records = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                records += [parse_json(line)] if line.strip() else []
+            except ValueError as error:
+                what = whole if text.lstrip().startswith("[") else f"line {number}: {error}"
+                raise ValueError(f"it is no JSON, and no JSON lines: {what}") from None
+    records = records if isinstance(records, list) else [records]
+    return [from_record(record, known, f"record {i}") for i, record in enumerate(records, start=1)]
+
+
+def from_record(record, known=SPEAKERS, name="the record"):
+    """The conversation in a record: {"messages": [{"role", "content"}]} (OpenAI), {"conversations": [{"from",
+    "value"}]} (ShareGPT), the same under other names (TURNS, SPEAKER, SAID), or the list of turns itself."""
+    turns = record
+    if isinstance(record, dict):
+        turns = next((record[key] for key in TURNS if key in record), None)
+    if not isinstance(turns, list):
+        held = f"has {', '.join(map(repr, record))}" if isinstance(record, dict) else f"is {json.dumps(record):.40}"
+        raise ValueError(f"{name} {held}; it needs a list of turns under one of {', '.join(TURNS)}")
+    conversation = []
+    for i, turn in enumerate(turns):
+        keys = turn if isinstance(turn, dict) else ()
+        speaker, said = (next((key for key in names if key in keys), None) for names in (SPEAKER, SAID))
+        if speaker is None or said is None:
+            raise ValueError(f"{name}, turn {i} is {json.dumps(turn):.60}; it needs a speaker and a text")
+        conversation.append({"role": _role(turn[speaker], known), "content": _text(turn[said])})
+    return conversation
+
+
+def _role(name, known):
+    name = str(name).strip().casefold()
+    return known.get(name, name)
+
+
+def _text(said):
+    """OpenAI's content may be a list of parts; what is no text, such as a picture, is left out."""
+    if isinstance(said, list):
+        parts = (part.get("text") for part in said if isinstance(part, dict))
+        said = "\n".join(part for part in parts if isinstance(part, str))
+    return said if isinstance(said, str) else ""
+
+
+_STAMP = r"(?:\[[^\]\n]{4,30}\]|\d{1,2}:\d{2}(?::\d{2})?)?[ \t]*(?:-[ \t]+)?"
+
+
+def _from_log(text, known):
+    """Lines "user: text", perhaps after a time; other lines go on with the turn. A blank line ends a conversation."""
+    found, conversation = [], []
+    for number, line in enumerate([*text.splitlines(), ""], start=1):
+        opened = re.match(rf"{_STAMP}([^:\n]{{1,40}}):(?:\s+(.*))?$", line)
+        if not line.strip(" \t-="):
+            found += [conversation] if conversation else []
+            conversation = []
+        elif opened and opened[1].strip().casefold() in known:
+            conversation.append({"role": _role(opened[1], known), "content": opened[2] or ""})
+        elif conversation:
+            conversation[-1]["content"] += f"\n{line}"
+        else:
+            raise ValueError(f"line {number} begins with no speaker that is known: {line!r:.42}; name yours with "
+                             "speakers={'anna': 'user', ...}")  # fmt: skip
+    return found
+
+
+def normalised(text):
+    """The text in Unicode's form NFC (which, unlike NFKC, leaves x² alone), without invisible characters, and with
+    single blanks; line breaks stay, two in a row at most."""
+    text = unicodedata.normalize("NFC", valid_unicode(text)).replace("\r\n", "\n").replace("\r", "\n")
+    kept = "".join(c for c in text if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Co"))
+    kept = re.sub(r"[^\S\n]+", " ", kept)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", kept)).strip()
+
+
+def luhn(digits):
+    """Whether the last of the `digits`, a text, is the check digit of the others (Luhn 1960), as in card numbers."""
+    doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
+    return sum(d // 10 + d % 10 for d in doubled) % 10 == 0
+
+
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+CARD = re.compile(r"(?<![\w.+-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])")
+DATE = re.compile(r"\b(?:\d{4}([-./])\d?\d\1\d?\d|(?:[0-2]?\d|3[01])([-./])(?:0?\d|1[0-2])\2(?:\d\d){1,2})\b(?![-.]\d)")
+PHONE = re.compile(r"(?<![\w/.+-])[+(]{0,2}\d+(?:(?:[ .-]\(?|\(|\)[ .-]?)\d+)*(?![\w/]|-\w)")
+CALL = re.compile(r"\b(?:phone|tel|telephone|mobile|cell|call|ring|text|fax|whatsapp)\b\W*(?:[a-z']+\W+){0,3}$", re.I)
+
+
+def is_card(written):
+    """13 to 19 digits whose last one is the check digit, in one piece or grouped as on cards."""
+    groups, digits = [len(part) for part in re.split("[ -]", written)], re.sub(r"\D", "", written)
+    usual = [len(digits)], [4, 4, 4, 4], [4, 6, 5], [4, 4, 4, 4, 3]
+    return 13 <= len(digits) <= 19 and groups in usual and luhn(digits)
+
+
+def is_phone(written, before):
+    """7 to 15 digits that begin with + or 0, or have an area in brackets or the groups 3-3-4, or, in the text that
+    stands `before`, a word like "call"."""
+    groups, digits = [len(part) for part in re.findall(r"\d+", written)], re.sub(r"\D", "", written)
+    formed = written[0] in "+(" or digits[0] == "0" and len(digits) >= 9 or groups in ([3, 3, 4], [1, 3, 3, 4])
+    return 7 <= len(digits) <= 15 and (formed or bool(CALL.search(before)))
+
+
+def find_personal(text):
+    """E-mail addresses, card numbers and telephone numbers in a text: [(start, end, "EMAIL", "CARD" or "PHONE")]."""
+    found, rest = [], text
+    for kind, pattern in (("EMAIL", EMAIL), ("CARD", CARD), ("DATE", DATE), ("PHONE", PHONE)):
+        for match in pattern.finditer(rest):
+            start, end = match.span()
+            number, before = match[0], text[:start][-60:]
+            if kind == "CARD" and not is_card(number) or kind == "PHONE" and not is_phone(number, before):
+                continue
+            found.append((start, end, kind))
+            rest = rest[:start] + "x" * (end - start) + rest[end:]  # what is known is not read as something else
+    return sorted(one for one in found if one[2] != "DATE")
+
+
+def mask_personal(text):
+    """The text with [EMAIL], [CARD] and [PHONE] in the places that `find_personal` finds."""
+    for start, end, kind in reversed(find_personal(text)):
+        text = f"{text[:start]}[{kind}]{text[end:]}"
+    return text
+
+
+def cleaned(conversation, mask=True):
+    """The conversation with each text normalised and, unless `mask` is False, its personal data masked."""
+    texts = [normalised(turn["content"]) for turn in conversation]
+    return [turn | {"content": mask_personal(text) if mask else text} for turn, text in zip(conversation, texts)]
+
+
+def join_turns(conversation):
+    """The conversation with turns that one speaker took one after the other made one, a line break between them."""
+    joined = []
+    for turn in conversation:
+        if joined and joined[-1]["role"] == turn["role"]:
+            joined[-1] = turn | {"content": f"{joined[-1]['content']}\n{turn['content']}"}
+        else:
+            joined.append(turn)
+    return joined
+
+
+def check_conversations(conversations):
+    """Keep the usable ones: (conversations, problems), a problem being (place counted from 0, what is wrong with it).
+
+    A conversation may begin with a system turn; then user and assistant alternate, the user first, and no text is
+    empty. One that is there twice counts once.
+    """
+    kept, problems, seen = [], [], {}
+    for i, conversation in enumerate(conversations):
+        wrong = _problem(conversation)
+        key = json.dumps(conversation)
+        if not wrong and key in seen:
+            wrong = f"the same as conversation {seen[key]}"
+        if wrong:
+            problems.append((i, wrong))
+        else:
+            seen[key] = i
+            kept.append(conversation)
+    return kept, problems
+
+
+def _problem(conversation):
+    """What is wrong with a conversation; None where nothing is."""
+    for i, turn in enumerate(conversation):
+        if turn["role"] not in ROLES:
+            return f"turn {i} is by {turn['role']!r:.40}; the roles are {', '.join(ROLES)}"
+        if not turn["content"].strip():
+            return f"turn {i} is empty"
+    spoken = [turn["role"] for turn in conversation]
+    spoken = spoken[1:] if spoken[:1] == ["system"] else spoken
+    if spoken[:1] == ["assistant"]:
+        return "it begins with the assistant"
+    for i, role in enumerate(spoken):
+        if role != ("user", "assistant")[i % 2]:
+            return f"turn {len(conversation) - len(spoken) + i} is by the {role}, and so out of turn"
+    return None if "assistant" in spoken else "the assistant says nothing"

@@ -1,0 +1,58 @@
+"""What is broken in lesson 5.6, and a typical wrong answer to each of its exercises."""
+
+from tests.bites import Mutation
+
+MUTATIONS = [
+    Mutation("ShareGPT's names are not known", find='SPEAKER = ("role", "from", ', replace='SPEAKER = ("role", '),
+    Mutation("a picture becomes text", find='(part.get("text") for part in said if isinstance(part, dict))',
+             replace="(str(part) for part in said)"),
+    Mutation("the assistant may begin", find='return "it begins with the assistant"', replace="return None"),
+    Mutation("what is there twice counts twice", find="if not wrong and key in seen:", replace="if wrong is True:"),
+    Mutation("joining forgets the first turn", find="{joined[-1]['content']}\\n{turn['content']}",
+             replace="{turn['content']}"),
+    Mutation("what looks similar is replaced", find='unicodedata.normalize("NFC"',
+             replace='unicodedata.normalize("NFKC"'),
+    Mutation("the wrong digits are doubled", find="int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))",
+             replace="int(d) * (2 - i % 2) for i, d in enumerate(reversed(digits))"),
+    Mutation("any long number is a card", find=" and groups in usual and luhn(digits)", replace=" and groups in usual"),
+    Mutation("any seven digits are a telephone", find="return 7 <= len(digits) <= 15 and (formed or",
+             replace="return 7 <= len(digits) <= 15 or (formed and"),
+    Mutation("what counts is the user's", find='spoken = turn["role"] == "assistant"',
+             replace='spoken = turn["role"] == "user"'),
+    Mutation("the end does not count", find="(template.end, True, True)", replace="(template.end, True, False)"),
+    Mutation("people may type the marks", find=" if is_mark else tokenizer.encode_ordinary(text)", replace=""),
+    Mutation("Jinja forgets the system line", find="{first if template.system is not None else ''}", replace=""),
+    Mutation("the system line is forgotten", find="left = head + conversation[start:]",
+             replace="left = conversation[start:]"),
+    Mutation("a zero mask passes", find="if not counts[1:].any():", replace="if not len(counts):"),
+    Mutation("a lost end passes", find="if (ids[last] != end).any():", replace="if (ids[last] < 0).any():"),
+    Mutation("replies come back sorted by length", find="replies[i] = said.strip()",
+             replace="replies[order.index(i)] = said.strip()"),
+]
+
+SMALLER = {
+    'data.places.data_dir() / "lesson-5.6"': "Path(__import__('tempfile').mkdtemp())",
+    'data.places.data_dir() / f"{tokenizer.name}-airline"': "Path(__import__('tempfile').mkdtemp())",
+    "epochs=4, batch_size=4, threads=2": "epochs=2, batch_size=8, threads=2",
+    'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:4]',
+    '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
+}
+LEFT_OUT = ["picture = torch.full((len(some)", "figure, axis = plt.subplots(figsize=(7.5",
+            "def with_interval", "figure, (left, right)", "search = sorted("]  # fmt: skip
+WRONG_ANSWERS = {
+    "check_digit": """
+        def check_digit(stem):
+            return str(-sum(map(int, stem)) % 10)  # nothing is doubled
+    """,
+    "last_exchanges": """
+        def last_exchanges(conversation, n):
+            return conversation[-(2 * n - 1) :]  # the system line is lost
+    """,
+    "bits_after_training": """
+        def bits_after_training(everything):
+            copied = copy.deepcopy(model)
+            copied.load_state_dict(start)
+            train(copied, instruction_loader(few, 4), loss_fn=answer_loss, lr=lr, warmup_steps=2, progress=False)
+            return chats.bits(copied, tokenizer, COURSE, validation).bits_per_byte  # `everything` is forgotten
+    """,
+}
