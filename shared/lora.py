@@ -92,7 +92,7 @@ def apply_lora(model, rank=8, alpha=16, targets=("blocks",), dropout=0.0):
         check_lora(layer, rank, alpha, dropout, name)
     model.requires_grad_(False)
     for name, layer in found.items():
-        model.set_submodule(name, LoRALinear(layer, rank, alpha, dropout))
+        model.set_submodule(name, LoRALinear(layer, rank, alpha, dropout).train(model.training))
     return model
 
 
@@ -214,6 +214,8 @@ def load_adapter(model, folder, check_base=True):
     through, for example in 4 bits.
     """
     config, file = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
+    if adapters_of(model):
+        raise ValueError(f"the model has {len(adapters_of(model))} adapters already: merge them first")
     if missing := next((path for path in (config, file) if not path.is_file()), None):
         raise FileNotFoundError(f"{missing} does not exist; an adapter is a folder with {config.name} and {file.name}")
     settings, found = read_json(config), {}

@@ -116,7 +116,7 @@ def test_a_begins_as_pefts_does_and_b_at_zero(model, tmp_path):
     for name, adapter in lora.adapters_of(model).items():
         theirs = their_layer(other, model, name).lora_A["default"].weight
         bound = 1 / math.sqrt(adapter.A.shape[1])  # uniform within it
-        for found in (adapter.A, theirs):
+        for found in (adapter.A.detach(), theirs.detach()):
             assert found.abs().max() <= bound and found.std() == pytest.approx(bound / math.sqrt(3), rel=0.2)
         assert not adapter.B.any() and not adapter.base.weight.requires_grad
 
@@ -328,7 +328,7 @@ def test_an_adapter_comes_back_as_it_was_and_goes_on_training(model, tmp_path):
     assert again.head.dropout.p == 0.25 and lora.count_trainable(again) == lora.count_trainable(model)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     make_optimizer(again)
-    with pytest.raises(ValueError, match="16 adapters already|29 adapters already|9 adapters|15 adapters"):
+    with pytest.raises(ValueError, match=f"{len(lora.adapters_of(again))} adapters already"):
         lora.load_adapter(again, tmp_path, check_base=False)
 
 

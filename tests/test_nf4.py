@@ -26,7 +26,7 @@ def model(request):
 
 def weights():
     torch.manual_seed(0)
-    wide = torch.randn(64, 96) * torch.logspace(-4, 1, 96)
+    wide = torch.randn(64, 128) * torch.logspace(-4, 1, 128)
     return {"small": 0.02 * torch.randn(192, 576), "plain": torch.randn(1000, 999), "wide": wide,
             "odd": torch.randn(13, 7), "tiny numbers": 1e-30 * torch.randn(8, 64)}  # fmt: skip
 
