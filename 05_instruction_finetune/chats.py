@@ -3,6 +3,7 @@
 `conversations_smollm2.py` and the lesson use the same functions, so their figures mean the same.
 """
 
+import copy
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from shared.conversation_files import check_conversations, cleaned, read_convers
 from shared.conversations import encode_conversation, fit, reply
 from shared.evaluation import distinct_n, perplexity_of, repetition, score_completions, token_losses
 from shared.metrics import bootstrap, wilson
-from shared.runtime import evaluating
+from shared.runtime import autocast_dtype, evaluating
 
 SYSTEM = {
     "airline": "You are the help desk of Kestrel Air.",
@@ -214,11 +215,15 @@ def fluency(texts, size=6):
 
 
 def measure(model, tokenizer, template, test, asked, n_replies=60, new_tokens=40):
-    """All of it, for a row of the table: probes and twins, bits per byte, next turns, fluency of replies."""
-    verdicts, twins = ask(model, tokenizer, template, asked)
+    """All of it, for a row of the table: probes and twins, bits per byte, next turns, fluency of replies.
+
+    Replies are made in the number format that training has, scores in that of the model.
+    """
+    talker = copy.deepcopy(model).to(autocast_dtype(model.token_embedding.weight.device) or torch.float32)
+    verdicts, twins = ask(talker, tokenizer, template, asked)
     adapted, triples = bits(model, tokenizer, template, test), next_turns(test)
     contexts = [context for context, *_ in triples][:n_replies]
-    replies = reply(model, tokenizer, contexts, new_tokens, template=template)
+    replies = reply(talker, tokenizer, contexts, new_tokens, template=template)
     kinds = {}
     for probe, said in zip(asked, verdicts, strict=True):
         kinds.setdefault(probe["kind"], []).append(said[0])

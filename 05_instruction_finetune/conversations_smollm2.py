@@ -55,7 +55,7 @@ def fine_tune(model, tokenizer, template, training, settings, seed):
     items = ConversationData(training, tokenizer, settings["max_tokens"], template)
     check_masks(items, tokenizer, template)
     if settings["rank"]:
-        from shared.lora import apply_lora
+        from shared.lora import apply_lora, merge_lora
 
         apply_lora(model, settings["rank"], 2 * settings["rank"])
     loader, started = instruction_loader(items, settings["batch_size"], seed=seed), time.perf_counter()
@@ -63,6 +63,8 @@ def fine_tune(model, tokenizer, template, training, settings, seed):
                     weight_decay=settings["weight_decay"], warmup_steps=len(loader) // 5)  # fmt: skip
     if history.interrupted:
         raise SystemExit("stopped; the same command goes on")
+    if settings["rank"]:
+        merge_lora(model)
     return {"items": len(items), "shortened": len(items.shortened), "left_out": len(items.left_out),
             "steps": history.steps_done, "tokens": history.tokens_done,
             "train_seconds": round(time.perf_counter() - started, 1)}  # fmt: skip

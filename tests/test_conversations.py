@@ -516,3 +516,40 @@ def test_parts_hold_different_conversations(tmp_path):
     own.write_text("id,role,text\n" + "".join(f"{i},user,Hi {i}\n{i},bot,Ho a{i}@example.org\n" for i in range(20)))
     training, _, test = chats.parts("airline", [own])
     assert len(training) == 14 and len(test) == 4 and "[EMAIL]" in test[0][2]["content"]
+
+
+# --- the script and its table ----------------------------------------------------------------------------------------
+
+experiment = script("conversations_smollm2")
+
+
+def test_random_search_draws_all_settings_anew():
+    drawn = experiment.random_settings(12)
+    assert drawn == experiment.random_settings(12) and drawn[:5] == experiment.random_settings(5)
+    assert len({settings["lr"] for settings in drawn}) == 12 and len({s["batch_size"] for s in drawn}) >= 3
+    assert all(1e-4 <= settings["lr"] <= 10**-2.3 and settings["epochs"] == 1 for settings in drawn)
+    rows = experiment.plan(["search", "smollm2"], {"smollm2": 2}, 12)
+    assert len(rows) == 15 and [row["seed"] for row in rows[12:]] == [None, 0, 1]
+
+
+def test_the_saved_table_is_of_this_sample_and_these_probes():
+    table = json.loads(experiment.OUT.read_text(encoding="utf-8"))
+    assert table["n_probes"] == len(PROBES)
+    assert table["data"] == {domain: experiment.sha256_of(SAMPLES / f"{domain}.jsonl")[:12] for domain in DOMAINS}
+    for row in table["runs"]:
+        if "kinds" in row:
+            said = "".join(row["kinds"].values())
+            assert len(said) == len(PROBES) and said.count("r") == row["probes"]["k"]
+            assert said.count("o") == row["other"]["k"] and row["twins"]["n"] == len(PROBES)
+        settings = row["settings"]
+        assert row["seed"] is None or row["job"] == "search" or settings == experiment.SETTINGS[row["model"]]
+
+
+def test_the_script_refuses_what_it_cannot_do(tmp_path, capsys):
+    for wrong in (["--pairs", "0"], ["--search", "0"], ["--seeds", "-1"], ["--only", "gpt2"]):
+        with pytest.raises(SystemExit):
+            experiment.main([*wrong, "--out", str(tmp_path / "a.json")])
+    assert "--pairs is 0 (1 to 12)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        experiment.main(["--only", "search", "--pairs", "3", "--out", str(experiment.OUT)])
+    assert "was made with another model, other data or settings" in capsys.readouterr().err

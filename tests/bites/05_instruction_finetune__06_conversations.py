@@ -40,10 +40,6 @@ SMALLER = {
 LEFT_OUT = ["picture = torch.full((len(some)", "figure, axis = plt.subplots(figsize=(7.5",
             "def with_interval", "figure, (left, right)", "search = sorted("]  # fmt: skip
 WRONG_ANSWERS = {
-    "check_digit": """
-        def check_digit(stem):
-            return str(-sum(map(int, stem)) % 10)  # nothing is doubled
-    """,
     "last_exchanges": """
         def last_exchanges(conversation, n):
             return conversation[-(2 * n - 1) :]  # the system line is lost

@@ -1,0 +1,55 @@
+"""How lesson 5.4 is broken, and a wrong answer to each of its exercises."""
+
+from tests.bites import Mutation
+
+MUTATIONS = [
+    Mutation("equal answers stay", find='    if pair["chosen"] == pair["rejected"]:\n', replace="    if False:\n",
+             cell_contains="def check_pairs"),
+    Mutation("duplicates stay", find="if key in seen:\n", replace="if key in seen and False:\n"),
+    Mutation("a null input makes a row useless", find='"" if row.get("input") is None else row["input"]',
+             replace='row.get("input", "")'),
+    Mutation("the rejected answer shall win", find="F.logsigmoid(chosen - rejected)",
+             replace="F.logsigmoid(rejected - chosen)"),
+    Mutation("the reward reads the padding", find="last_hidden(self.backbone, tokens, lengths)",
+             replace="self.backbone.hidden(tokens)[:, -1]"),
+    Mutation("a tie is a defeat", find="0.5 * (margins == 0).double()", replace="0.0 * (margins == 0).double()"),
+    Mutation("means in place of sums", find="counts.nonzero()[:, 0], by_token)",
+             replace="counts.nonzero()[:, 0], by_token) / counts.sum(dim=1)"),
+    Mutation("the head reads the places one later", find="model.hidden(inputs)[counts]",
+             replace="model.hidden(inputs)[counts.roll(1, 1)]"),
+    Mutation("the rejected rows come first", find="[*chosen, *rejected]", replace="[*rejected, *chosen]"),
+    Mutation("beta is forgotten", find="margins = beta * (chosen - rejected)", replace="margins = chosen - rejected"),
+    Mutation("the reference counts double", find="policy_rejected - ref_rejected",
+             replace="policy_rejected + ref_rejected"),
+    Mutation("the smoothing is turned round", find="(1 - label_smoothing) * right + label_smoothing * turned",
+             replace="(1 - label_smoothing) * turned + label_smoothing * right"),
+    Mutation("IPO asks for twice as much", find="- 1 / (2 * beta)).square()", replace="- 1 / beta).square()"),
+    Mutation("the reference's columns are exchanged", find="*reference.T, beta, label",
+             replace="*reference.flip(1).T, beta, label"),
+    Mutation("beta may be zero", find="if not 0 < beta < math.inf", replace="if not 0 <= beta < math.inf"),
+    Mutation("the control is planted too", find='"clean": plant(training[: run.audit], ())',
+             replace='"clean": plant(training[: run.audit], ("chosen",))'),
+]  # fmt: skip
+
+SMALLER = {
+    "judge=400, pairs=160, audit=160, prompts=60, small=2e-4":
+        "judge=120, pairs=64, audit=120, prompts=24, small=2e-4",
+    "tokenizer, training, epochs=passes(800, training)": "tokenizer, training[:160], epochs=1",
+}
+LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "def plot_changes(", "kept_whole = copy.deepcopy", "def arm_lines(",
+            "def paired(", "plt.axhline(0.5", 'STAGES = [("smollm2"', "plt.hist(",
+            "won = points(wrong_polite", "other_judge = finished"]
+WRONG_ANSWERS = {
+    "pair_weights": """
+        def pair_weights(policy, reference, beta):
+            ratios = policy - reference
+            return beta * torch.sigmoid(beta * (ratios[:, 0] - ratios[:, 1]))  # the wrong sign
+    """,
+    "after_training": """
+        def after_training(lr, nll):
+            copied = copy.deepcopy(assistant)
+            train_dpo(copied, few_pairs, reference[:64], beta=0.1, lr=lr, warmup_steps=2, progress=False)  # no nll
+            change = pair_log_probs(copied, held_here) - before
+            return change[:, 0].mean().item(), win_share(change[:, 0] - change[:, 1])
+    """,
+}

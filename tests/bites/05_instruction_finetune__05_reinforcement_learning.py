@@ -1,0 +1,78 @@
+"""What is broken in lesson 5.5, and a typical wrong answer to each of its exercises."""
+
+from tests.bites import Mutation
+
+MUTATIONS = [
+    Mutation("the gradient of p, not of ln p", find="(F.one_hot(draws, 3) - p)", replace="F.one_hot(draws, 3)"),
+    Mutation("the later surprises are not discounted", find="gamma * lam * later", replace="gamma * later"),
+    Mutation(
+        "the last value is expected to go on",
+        find="torch.zeros_like(values[..., :1])",
+        replace="values[..., -1:]",
+    ),
+    Mutation(
+        "the clip takes the larger one",
+        find="return torch.minimum(ratio * advantages",
+        replace="return torch.maximum(ratio * advantages",
+    ),
+    Mutation("the ratio upside down", find="ratio = (new - old).exp()", replace="ratio = (old - new).exp()"),
+    Mutation("the plain log-ratio", find="return log_r.exp() - 1 - log_r", replace="return -log_r"),
+    Mutation(
+        "no baseline in the group",
+        find="centred = rewards - rewards.mean(dim=1, keepdim=True)",
+        replace="centred = rewards - rewards.mean()",
+    ),
+    Mutation(
+        "the spread over all groups",
+        find="centred / (rewards.std(dim=1, keepdim=True) + TINY)",
+        replace="centred / (rewards.std() + TINY)",
+    ),
+    Mutation("padding counts", find="return (loss * mask).sum(dim=1)", replace="return loss.sum(dim=1)"),
+    Mutation(
+        "KL is a bonus",
+        find="loss = beta * kl_estimate(new, reference) - ",
+        replace="loss = -beta * kl_estimate(new, reference) - ",
+    ),
+    Mutation(
+        "each token is asked about itself",
+        find="drawn = log_probs.gather(1, tokens[:, 1:][mask][:, None])[:, 0]",
+        replace="drawn = log_probs.gather(1, tokens[:, :-1][mask][:, None])[:, 0]",
+    ),
+    Mutation(
+        "the mask begins one token late",
+        find="row[len(before) - 1 : len(before) - 1 + len(new)] = True",
+        replace="row[len(before) : len(before) + len(new)] = True",
+    ),
+    Mutation("pieces are weighed by themselves", find="**settings).sum() / n", replace="**settings).mean()"),
+    Mutation(
+        "worse answers become likelier",
+        find="advantages(rewards).flatten().to(device)",
+        replace="-advantages(rewards).flatten().to(device)",
+    ),
+    Mutation(
+        "a dot is paid again",
+        find='good = answer.endswith(".") and 3 <= len(words) <= 8',
+        replace='good = answer.endswith(".") and len(words) <= 8',
+    ),
+]
+
+SMALLER = {
+    "steps=14, n_prompts=6": "steps=8, n_prompts=5",
+    "steps=5, n_prompts=n_prompts": "steps=1, n_prompts=n_prompts",
+}
+LEFT_OUT = ["tests = [i for i in range(96, 128)", "k = torch.arange(9)"]
+WRONG_ANSWERS = {
+    "leave_one_out": """
+        def leave_one_out(rewards):
+            return rewards - rewards.mean(dim=1, keepdim=True)  # the mean of all, its own included
+    """,
+    "compare_groups": """
+        def compare_groups(train, sizes, n_answers):
+            return {size: train(n_prompts=n_answers, n=size) for size in sizes}  # more answers for larger groups
+    """,
+    "various": """
+        def various(prompts, answers):
+            seen = set()
+            return [0.0 if a in seen or seen.add(a) else x for x, a in zip(short_sentence(prompts, answers), answers)]
+    """,
+}
