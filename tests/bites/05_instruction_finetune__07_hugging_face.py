@@ -5,7 +5,8 @@ from tests.bites import Mutation
 MUTATIONS = [
     Mutation("the template says another role", find="jinja(COURSE, generation=True))\ntheir_tokenizer",
              replace="jinja(COURSE, generation=True).replace(\"message['role']\", \"'user'\", 1))\ntheir_tokenizer"),
-    Mutation("their model draws its words", find="max_new_tokens=24, do_sample=False", replace="max_new_tokens=23"),
+    Mutation("their model draws its words", find="max_new_tokens=24, do_sample=False",
+             replace="max_new_tokens=24, do_sample=True"),
     Mutation("the prompt counts", find="labels = [ids.masked_fill(~counts, IGNORE) for ids, counts in rows]",
              replace="labels = [ids for ids, counts in rows]"),
     Mutation("the filling counts", find="padded(labels, padding_value=IGNORE)", replace="padded(labels)"),
@@ -14,7 +15,7 @@ MUTATIONS = [
     Mutation("their order is shuffled", find="return SequentialSampler(self.train_dataset)",
              replace="return torch.utils.data.RandomSampler(self.train_dataset)"),
     Mutation("another beta", find="adam_beta2=0.95", replace="adam_beta2=0.96", cell_contains="SAME = dict("),
-    Mutation("another rate", find="learning_rate=1e-3", replace="learning_rate=1.01e-3",
+    Mutation("another rate", find="learning_rate=2e-4", replace="learning_rate=2.02e-4",
              cell_contains="SAME = dict("),
     Mutation("trl counts everything", find="sft = sft_run(assistant_only_loss=True)", replace="sft = sft_run()"),
     Mutation("A begins elsewhere", find="theirs.lora_A[\"default\"].weight.data.copy_(adapter.A)", replace="pass"),
