@@ -43,6 +43,7 @@ from chat_text import TooLong, fit, is_chatml  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
+from shared.conversations import COURSE, jinja  # noqa: E402
 from shared.files import command_line, read_json  # noqa: E402
 from shared.runtime import autocast_dtype, get_device  # noqa: E402
 from shared.tokenizer import with_end_of_text  # noqa: E402
@@ -243,12 +244,21 @@ def write_vote(file, vote, lock):
 # --- the command
 
 
+def has_known_template(settings):
+    """Whether a tokenizer_config.json has a chat template in a form that this program asks in.
+
+    The course's own form for conversations (lesson 5.6) is none of them yet.
+    """
+    template = read_json(settings).get("chat_template")
+    return template is not None and template not in (jinja(COURSE), jinja(COURSE, generation=True))
+
+
 def newest_chat_model():
     """The newest folder in the data folder whose tokenizer brings a chat template; None where there is none."""
     found = []
     for file in data.places.data_dir().glob("*/tokenizer_config.json"):
         with contextlib.suppress(ValueError, OSError):
-            if "chat_template" in read_json(file) and (file.parent / "config.json").is_file():
+            if has_known_template(file) and (file.parent / "config.json").is_file():
                 found.append((file.stat().st_mtime, file.parent))
     return max(found)[1] if found else None
 
@@ -263,7 +273,7 @@ def load_checkpoint(name):
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer")
     settings = folder / "tokenizer_config.json"
-    is_chat = settings.is_file() and "chat_template" in read_json(settings)
+    is_chat = settings.is_file() and has_known_template(settings)
     return folder.resolve().name, model, with_end_of_text(tokenizer, folder), is_chat or is_chatml(tokenizer)
 
 

@@ -73,7 +73,7 @@ PAIRS = {"course_base": 160, "smollm2": 100}  # that a run trains on
 PROMPTS = {"course_base": 80, "smollm2": 40}  # that it answers, of the held-out ones
 NEW_TOKENS = 32
 JUDGE_PAIRS = 400  # that the reward model is trained on
-BLOCKS = 4  # the last blocks of SmolLM2 are trained, with its last norm; the rest stays
+BLOCKS = 4  # of SmolLM2's 30: the last ones are trained, the rest stays
 
 POLITE = ("happy to", "glad", "please", "kindly", "may i", "i would", "i'd ", "suggest", "certainly", "indeed",
           "thank", "pleasure", "help", "welcome", "perhaps", "would be", "of course")  # fmt: skip

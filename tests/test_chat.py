@@ -20,6 +20,7 @@ import requests
 import torch
 
 from shared.checkpoints import COURSE_BASE, load_model, save_model
+from shared.conversations import COURSE, jinja
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
 from shared.instructions import format_prompt
@@ -741,6 +742,10 @@ def test_what_is_served_where_nothing_is_named(monkeypatch, tmp_path, folder, ca
         save_model(MODEL, TOKENIZER, tmp_path / name, template)
         os.utime(tmp_path / name / "tokenizer_config.json", (10**9 + i, 10**9 + i))
     assert chat.usual_checkpoint() == str(tmp_path / "newer")
+    save_model(MODEL, TOKENIZER, tmp_path / "airline", jinja(COURSE))
+    os.utime(tmp_path / "airline" / "tokenizer_config.json", (10**9 + 9, 10**9 + 9))
+    assert chat.usual_checkpoint() == str(tmp_path / "newer"), "lesson 5.6's form is not served yet"
+    assert chat.load_checkpoint(str(tmp_path / "airline"))[3] is False
     name, _, _, is_chat = chat.load_checkpoint("course_base")
     assert (name, is_chat) == ("course_base", False)
     assert chat.load_checkpoint(str(tmp_path / "newer"))[3] is True

@@ -20,7 +20,10 @@ from shared.generation import KVCache, decode_step, generate, prefill, stream
 from shared.gpt import GPTConfig
 from shared.instructions import answer_loss
 from shared.llama import LlamaConfig, LlamaModel
+from shared.lora import apply_lora, merge_lora
 from shared.loss import IGNORE, mean_loss, next_token_loss
+from shared.policy import token_log_probs
+from shared.preference import sequence_log_probs
 from shared.tokenizer import BPETokenizer
 from tests.test_attention_and_gpt import lively
 
@@ -231,3 +234,22 @@ def test_export_refuses_what_the_folder_cannot_hold(kind, named, tokenizer, tmp_
     with pytest.raises(ValueError, match=named):
         save_model(MODELS[kind](), tokenizer, folder)
     assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@torch.no_grad()
+def test_log_probabilities(kind):
+    model, tokens = MODELS[kind](), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    expected = model(tokens[:, :-1]).log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]
+    assert_close(token_log_probs(model, tokens, torch.ones(2, 3, dtype=torch.bool)), expected)
+    assert_close(sequence_log_probs(model, tokens[:, :-1], tokens[:, 1:]), expected.sum(dim=1))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@torch.no_grad()
+def test_adapters_begin_as_nothing_and_merge(kind):
+    model, tokens = MODELS[kind](), torch.tensor([[1, 2, 3]])
+    before = model(tokens)
+    assert_close(apply_lora(model, rank=2)(tokens), before)
+    merge_lora(model)
+    assert_close(model(tokens), before)

@@ -32,9 +32,9 @@ MUTATIONS = [
 ]  # fmt: skip
 
 SMALLER = {
-    "judge=400, pairs=160, audit=160, prompts=60, small=2e-4":
+    "judge=360, pairs=160, audit=120, prompts=48, small=2e-4":
         "judge=120, pairs=64, audit=120, prompts=24, small=2e-4",
-    "tokenizer, training, epochs=passes(800, training)": "tokenizer, training[:160], epochs=1",
+    "tokenizer, training[:560], epochs=passes(560, training)": "tokenizer, training[:160], epochs=1",
 }
 LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "def plot_changes(", "kept_whole = copy.deepcopy", "def arm_lines(",
             "def paired(", "plt.axhline(0.5", 'STAGES = [("smollm2"', "plt.hist(",
@@ -48,7 +48,7 @@ WRONG_ANSWERS = {
     "after_training": """
         def after_training(beta):
             copied = copy.deepcopy(assistant)
-            train_dpo(copied, few_pairs, reference[:64], beta=0.1, lr=run.large, warmup_steps=2, progress=False)
+            train_dpo(copied, few_pairs, reference[:32], beta=0.1, lr=run.large, warmup_steps=2, progress=False)
             change = pair_log_probs(copied, held_here) - before  # whatever beta was
             return (change[:, 0] - change[:, 1]).mean().item(), win_share(change[:, 0] - change[:, 1])
     """,
