@@ -20,7 +20,6 @@ from datetime import date
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -31,8 +30,8 @@ from shared import policy  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
-from shared.loss import mixed_precision  # noqa: E402
-from shared.runtime import describe, evaluating, get_device, seed_everything  # noqa: E402
+from shared.preference import RewardModel, rewards, train_reward  # noqa: E402
+from shared.runtime import describe, get_device  # noqa: E402
 
 OUT = Path(__file__).with_name("policy_runs.json")
 OPENINGS = [
@@ -91,32 +90,6 @@ def full_stop(tokenizer):
     return tokenizer.encode_ordinary("x.")[-1]
 
 
-class RewardModel(torch.nn.Module):
-    """A language model whose head gives one number for a text, read at its last token: texts -> [N]."""
-
-    def __init__(self, model, tokenizer):
-        super().__init__()
-        self.model, self.tokenizer = copy.deepcopy(model), tokenizer
-        self.score = torch.nn.Linear(model.config.emb_dim, 1)
-        torch.nn.init.zeros_(self.score.weight)
-
-    def forward(self, texts):
-        ids = [self.tokenizer.encode_ordinary(text) for text in texts]
-        device, last = self.score.weight.device, torch.tensor([len(row) - 1 for row in ids])
-        tokens = torch.tensor([row + [0] * (int(last.max()) + 1 - len(row)) for row in ids], device=device)
-        return self.score(self.model.hidden(tokens)[range(len(ids)), last])[:, 0].float()  # [N]
-
-    def rewards(self, prompts, answers):
-        """What `train_policy` asks for."""
-        with evaluating(self), mixed_precision(self.score.weight.device):
-            return self(["".join(pair) for pair in zip(prompts, answers, strict=True)])
-
-
-def bradley_terry(better, worse):
-    """-ln of the probability that the better of each pair wins (Bradley and Terry 1952): scores [N] twice -> []."""
-    return -F.logsigmoid(better - worse).mean()
-
-
 def comparisons(model, tokenizer, seed, n_pairs):
     """Pairs (prompt + better answer, prompt + worse answer) of the model's own, as a person would compare them.
 
@@ -136,21 +109,23 @@ def comparisons(model, tokenizer, seed, n_pairs):
 
 
 def train_judge(model, tokenizer, seed, n_pairs=400, held_out=100):
-    """(`RewardModel` that learned from `n_pairs` comparisons, the share of `held_out` others that it gets right, and
-    the share that the rule `shorter_is_better` gets right)."""
-    pairs = comparisons(model, tokenizer, seed, n_pairs + held_out)
-    seed_everything(seed)
-    judge = RewardModel(model, tokenizer).to(model.token_embedding.weight.device)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=1e-4, weight_decay=0.0)
-    for start in [*range(0, n_pairs, 16)] * 2:  # two passes
-        better, worse = zip(*pairs[start : min(start + 16, n_pairs)], strict=True)
-        with mixed_precision(judge.score.weight.device):
-            scores = judge([*better, *worse])
-        bradley_terry(*scores.chunk(2)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    better, worse = (judge.rewards([""] * held_out, side) for side in zip(*pairs[n_pairs:], strict=True))
-    return judge.eval(), (better > worse).float().mean().item(), shorter_is_better(pairs[n_pairs:])
+    """A reward model of lesson 5.4 that learned from `n_pairs` comparisons: (its scores, a function of prompts and
+    answers; the share of `held_out` others that it gets right; the share that `shorter_is_better` gets right)."""
+    pairs, judge = comparisons(model, tokenizer, seed, n_pairs + held_out), RewardModel(copy.deepcopy(model))
+
+    def row(text):
+        return torch.tensor(tokenizer.encode_ordinary(text))
+
+    def scores(prompts, answers):
+        return rewards(judge, [row("".join(pair)) for pair in zip(prompts, answers, strict=True)])
+
+    read = [tuple((row(text), None) for text in pair) for pair in pairs[:n_pairs]]
+    history = train_reward(judge, read, lr=1e-4, min_lr=1e-4, epochs=2, batch_size=16, seed=seed, weight_decay=0.0,
+                           progress=False)  # fmt: skip
+    if history.interrupted:
+        raise SystemExit("stopped; the same command goes on")
+    better, worse = (scores([""] * held_out, side) for side in zip(*pairs[n_pairs:], strict=True))
+    return scores, (better > worse).float().mean().item(), shorter_is_better(pairs[n_pairs:])
 
 
 def shorter_is_better(pairs):
@@ -171,7 +146,7 @@ def written(model, base, tokenizer, judge=None, n=8):
     found |= {"nats_under_base": nats, "tokens": drawn.mask.sum().item() / len(drawn.answers),
               "different": len(set(drawn.answers)) / len(drawn.answers), "n": len(drawn.answers)}  # fmt: skip
     if judge is not None:
-        found["judge"] = judge.rewards(openings, drawn.answers).mean().item()
+        found["judge"] = judge(openings, drawn.answers).mean().item()
     return {k: round(v, 4) for k, v in found.items()} | {"texts": drawn.answers[::n]}
 
 
@@ -193,7 +168,7 @@ def run_arm(arm, seed, settings):
         def reward(prompts, answers):
             good = short_sentence(prompts, answers)
             gold.append(sum(good) / len(good))
-            return judge.rewards(prompts, answers)
+            return judge(prompts, answers)
 
     settings = settings | changes
     if settings.get("advantages") == "none":

@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import math
 import sys
 
 import pytest
-import torch
-from torch.testing import assert_close
 
 from shared.checkpoints import COURSE_BASE, load_base, load_gguf
 from tools.notebooks import ROOT
@@ -47,24 +44,15 @@ def test_brief_answers_are_finished_and_have_twelve_words_at_most(script):
     assert script.brief(None, said) == [1, 0, 0, 0] and script.brief(None, ["w " * 11 + "w<|im_end|>"]) == [1]
 
 
-def test_bradley_terry_by_hand(script):
-    found = script.bradley_terry(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0]))
-    assert found.item() == pytest.approx((math.log(1 + math.exp(-2)) + math.log(1 + math.e)) / 2, abs=1e-6)
-
-
-def test_the_reward_model_reads_the_last_token_whatever_stands_beside_it(script, monkeypatch):
-    monkeypatch.setenv("LLM_DTYPE", "float32")
+def test_the_judge_prefers_what_it_learned_to_prefer(script, monkeypatch):
+    """Here that is the longer text: the comparisons are made so."""
     model, tokenizer = load_base(COURSE_BASE)
-    judge = script.RewardModel(model, tokenizer).eval()
-    torch.nn.init.normal_(judge.score.weight)
-    texts = ["The old man sat.", "She", "We went to the river, and then home."]
-    with torch.no_grad():
-        together, alone = judge(texts), torch.cat([judge([text]) for text in texts])
-        ids = torch.tensor([tokenizer.encode_ordinary(texts[0])])
-        by_hand = judge.model.hidden(ids)[0, -1] @ judge.score.weight[0] + judge.score.bias
-    assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    assert_close(together[:1], by_hand, rtol=1e-4, atol=1e-4)
-    assert judge.rewards(["The old"], [" man sat."]).item() == pytest.approx(together[0].item(), abs=1e-3)
+    long, short = " went to the old house by the river.", " sat."
+    monkeypatch.setattr(script, "comparisons", lambda *_: [(f"The man{long}", f"The man{short}")] * 40)
+    scores, right, shorter = script.train_judge(model, tokenizer, 0, n_pairs=32, held_out=8)
+    assert right == 1 and shorter == 0
+    found = scores(["She", "She"], [long, short])
+    assert found.shape == (2,) and found[0] > found[1]
 
 
 @pytest.fixture
