@@ -20,7 +20,7 @@ MUTATIONS = [
     Mutation("the rejected rows come first", find="[*chosen, *rejected]", replace="[*rejected, *chosen]"),
     Mutation("beta is forgotten", find="margins = beta * (chosen - rejected)", replace="margins = chosen - rejected"),
     Mutation("the reference counts double", find="policy_rejected - ref_rejected",
-             replace="policy_rejected + ref_rejected"),
+             replace="policy_rejected + ref_rejected", cell_contains="lengths=None"),
     Mutation("the smoothing is turned round", find="(1 - label_smoothing) * right + label_smoothing * turned",
              replace="(1 - label_smoothing) * turned + label_smoothing * right"),
     Mutation("IPO asks for twice as much", find="- 1 / (2 * beta)).square()", replace="- 1 / beta).square()"),
