@@ -14,7 +14,6 @@ follow LLM_SCALE. Lesson 4.2 reads the table.
 import argparse
 import hashlib
 import json
-import platform
 import sys
 import time
 from datetime import date
@@ -41,7 +40,7 @@ from shared.classification import (  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.metrics import classification_metrics, roc_auc  # noqa: E402
-from shared.runtime import describe, get_device, scale, seed_everything  # noqa: E402
+from shared.runtime import get_device, machine, scale, seed_everything  # noqa: E402
 from shared.tokenizer import END_OF_TEXT  # noqa: E402
 
 OUT = Path(__file__).with_name("ablations.json")
@@ -238,7 +237,7 @@ def main(argv=None):
     file = data.fetch("sms_spam")
     messages = deduplicate(parse_messages(data.load(file)))
     common = conditions(messages, file)
-    made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
+    made = {"date": date.today().isoformat(), "machine": machine(),
             "threads": torch.get_num_threads()}  # fmt: skip
     table = common | {"not_run": [SIZE["quick"]] if scale() == "quick" else [], "runs": []}
     try:

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import platform
 import sys
 import time
 from datetime import date
@@ -43,7 +42,7 @@ from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import CachePass, KVCache, last_logits, prefill  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.metrics import bootstrap, roc_auc  # noqa: E402
-from shared.runtime import describe, evaluating, get_device, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, machine, seed_everything  # noqa: E402
 
 OUT = Path(__file__).with_name("spam_smollm2.json")
 WORDS = {"spam/ham": (" ham", " spam"), "spam/normal": (" normal", " spam")}
@@ -235,7 +234,7 @@ def main(argv=None):
     others = [message for message in own if message[1] not in known]  # none where the messages are these
     model, tokenizer = load_base("smollm2")
     common = conditions(model, tokenizer, messages, file, others)
-    made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}",
+    made = {"date": date.today().isoformat(), "machine": machine(),
             "threads": torch.get_num_threads()}  # fmt: skip
     table = common | {"labels": "".join(map(str, numbers(parts[2]).tolist())), "runs": []}
     try:

@@ -14,7 +14,6 @@ Lesson 5.2 draws the table.
 import argparse
 import hashlib
 import json
-import platform
 import random
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from shared.checkpoints import COURSE_BASE, load_base, save_model  # noqa: E402
 from shared.choices import by_every_rule, last_words, minimal_pairs  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
-from shared.runtime import describe, get_device  # noqa: E402
+from shared.runtime import get_device, machine  # noqa: E402
 
 OUT = Path(__file__).with_name("benchmarks.json")
 BENCHMARKS = {"BLiMP": "blimp", "HellaSwag": "hellaswag", "PIQA": "piqa", "ARC-Easy": "arc_easy", "LAMBADA": "lambada"}
@@ -100,7 +99,7 @@ def measure(one, name, items):
 def run(models, n, out, only=None, again=False):
     """Measure what is not yet in the table `out`, and write it after each benchmark. With `again`, rows of a model of
     the same name but other weights or items are replaced; without it they are a ValueError."""
-    made = {"date": date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {describe()}"}
+    made = {"date": date.today().isoformat(), "machine": machine()}
     runs = continue_table(out, {"card": CARD})
     table = {"card": CARD, "runs": runs}
     for path in models:

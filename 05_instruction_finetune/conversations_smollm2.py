@@ -11,7 +11,6 @@ conversations_smollm2.json beside this file (or --out FILE); the same command go
 
 import argparse
 import math
-import platform
 import random
 import sys
 import time
@@ -31,7 +30,7 @@ from shared.conversations import CHATML, COURSE, ConversationData, check_masks  
 from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
 from shared.instructions import answer_loss, instruction_loader  # noqa: E402
 from shared.judge import by_letter  # noqa: E402
-from shared.runtime import describe, get_device, seed_everything  # noqa: E402
+from shared.runtime import get_device, machine, seed_everything  # noqa: E402
 from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("conversations_smollm2.json")
@@ -153,7 +152,7 @@ def main(argv=None):
             continue
         started = time.perf_counter()
         row = head | {"date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": f"{platform.system()} {platform.machine()}, {describe()}"}  # fmt: skip
+                      "machine": machine()}  # fmt: skip
         row |= make(head, asked)
         row["seconds"] = round(time.perf_counter() - started, 1)
         table["runs"].append(row)

@@ -14,7 +14,6 @@ same command goes on where it stopped. A seed decides the order of the batches a
 import argparse
 import copy
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -47,7 +46,7 @@ from shared.instructions import answer_loss, check_entries, collate_instructions
 from shared.lora import apply_lora, count_trainable, merge_lora  # noqa: E402
 from shared.metrics import bootstrap  # noqa: E402
 from shared.nf4 import quantise_model  # noqa: E402
-from shared.runtime import describe, evaluating, get_device, peak_memory, scale, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, machine, peak_memory, scale, seed_everything  # noqa: E402
 from shared.training import make_optimizer, train, training_step  # noqa: E402
 
 OUT = Path(__file__).with_name("lora_smollm2.json")
@@ -254,7 +253,7 @@ def main(argv=None):
         else:
             row = {"families": run_families, "spam": run_spam, "alpaca": run_alpaca}[task](method, seed, args.tiny)
         head = {"task": task, "method": method, "seed": seed, "date": date.today().isoformat(),
-                "machine": f"{platform.system()} {platform.machine()}, {describe()}",
+                "machine": machine(),
                 "threads": torch.get_num_threads(), "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
         table["runs"].append(head | row)
         write_table(args.out, table)

@@ -12,7 +12,6 @@ saw, and what the model wrote to held-out prompts before and after. A seed decid
 import argparse
 import copy
 import functools
-import platform
 import re
 import sys
 import time
@@ -25,13 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from instruct_smollm2 import encode_chat  # noqa: E402
+from preference_smollm2 import freeze_all_but_last  # noqa: E402
 
 from shared import policy  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.preference import RewardModel, rewards, train_reward  # noqa: E402
-from shared.runtime import describe, get_device  # noqa: E402
+from shared.runtime import get_device, machine  # noqa: E402
 
 OUT = Path(__file__).with_name("policy_runs.json")
 OPENINGS = [
@@ -271,9 +271,7 @@ def answered(model, tokenizer, items):
 def run_smollm2(seed, settings):
     """A row of the table: SmolLM2's last blocks trained to answer briefly."""
     model, tokenizer = load_base("smollm2")
-    model.to(get_device()).requires_grad_(False)
-    for block in model.blocks[-TRAINED_BLOCKS:]:
-        block.requires_grad_(True)
+    freeze_all_but_last(model.to(get_device()), TRAINED_BLOCKS)
     row = {"base": tokenizer.name, "before": answered(model, tokenizer, QUESTIONS[24:])}
     prompts = [encode_chat({"instruction": q, "input": "", "output": ""}, tokenizer)[0] for q, _ in QUESTIONS[:24]]
     started = time.perf_counter()
@@ -307,7 +305,7 @@ def main(argv=None):
             if arm == "smollm2" and seed and not args.only:
                 continue  # its runs are long: more of them by --only smollm2
             row = {"arm": arm, "seed": seed, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                   "machine": f"{platform.system()} {platform.machine()}, {describe()}"}  # fmt: skip
+                   "machine": machine()}  # fmt: skip
             if arm == "smollm2":
                 row |= run_smollm2(seed, conditions["smollm2"])
             else:

@@ -11,9 +11,6 @@ form of lesson 5.1); of SmolLM2 only the last blocks are trained.
 
 import argparse
 import copy
-import hashlib
-import json
-import platform
 import re
 import sys
 import time
@@ -25,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from instruct_smollm2 import answers_of, encode_chat  # noqa: E402
+from instruct_smollm2 import answers_of, encode_chat, sha_of  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -45,7 +42,7 @@ from shared.preference import (  # noqa: E402
     train_reward,
     win_share,
 )
-from shared.runtime import describe, evaluating, get_device, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, machine, seed_everything  # noqa: E402
 from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("preference_smollm2.json")
@@ -178,11 +175,6 @@ def freeze_all_but_last(model, blocks):
         block.requires_grad_(True)
 
 
-def sha_of(content):
-    """The checksum of what JSON writes for it."""
-    return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()
-
-
 def main(argv=None):
     """`python 05_instruction_finetune/preference_smollm2.py`: make or continue the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,7 +231,7 @@ def main(argv=None):
         start = time.perf_counter()
         model = copy.deepcopy(reference)
         row = head | {"base": tokenizer.name, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": f"{platform.system()} {platform.machine()}, {describe()}"}  # fmt: skip
+                      "machine": machine()}  # fmt: skip
         if head["seed"] is not None:
             if head["seed"] not in drawn:
                 some = random_split(training, (n_pairs, len(training) - n_pairs), seed=head["seed"])[0]

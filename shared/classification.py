@@ -132,7 +132,7 @@ class SpamClassifier(nn.Module):
         self.config = gpt.config  # what a checkpoint of the training loop notes
         self.head = nn.Linear(gpt.config.emb_dim, len(labels), bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
-        self.to(gpt.token_embedding.weight)
+        self.head.to(gpt.token_embedding.weight)
 
     def forward(self, tokens, lengths=None):
         """tokens [B, T] -> logits [B, L] at each row's last real token; without `lengths`, of all tokens [B, T, L]."""

@@ -65,16 +65,17 @@ ALPACA_CHAT_TEMPLATE = (
 )
 
 
-def check_entries(rows):
+def check_entries(rows, check=None):
     """Keep the usable rows: (entries, problems), a problem being (row counted from 0, what is wrong with it).
 
     `response` may stand for `output`; a missing `input` is an empty one. Entries with the instruction and input of an
-    earlier one are left out, letter case and spacing aside.
+    earlier one are left out, letter case and spacing aside. `check` makes an entry of a row or raises ValueError; rows
+    with other fields need one of their own.
     """
     entries, problems, seen = [], [], {}
     for i, row in enumerate(rows):
         try:
-            entry = _checked(row)
+            entry = (check or _checked)(row)
             key = tuple(" ".join(entry[field].split()).casefold() for field in ("instruction", "input"))
             if key in seen:
                 raise ValueError(f"same instruction and input as row {seen[key]}")

@@ -5,7 +5,6 @@ vocabulary. `mask` [N, T-1] is True where tokens[:, 1:] were drawn by the model,
 """
 
 import copy
-import math
 import signal
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from shared.generation import as_histories, generate
 from shared.loss import mixed_precision
 from shared.runtime import autocast_dtype, evaluating, stop_on
-from shared.training import check_bounds, make_optimizer
+from shared.training import check_bounds, make_optimizer, take_step
 
 TINY = 1e-4  # keeps the division finite where the rewards of a group hardly differ
 
@@ -61,10 +60,7 @@ def sample_group(model, tokenizer, prompts, n, max_new_tokens, *, stop_id=None, 
     check_bounds(2, int, n=n)  # a group of one has nothing to compare
     check_bounds(1, int, max_new_tokens=max_new_tokens, rows=rows)
     stop_id = tokenizer.eot_token if stop_id is None else stop_id
-    prompts, room = as_histories(prompts, model.config.vocab_size), model.config.context_length - max_new_tokens
-    if (longest := max(map(len, prompts))) > room:
-        raise ValueError(f"a prompt has {longest} tokens; with {max_new_tokens} new ones at most {room} fit")
-    starts = [ids for ids in prompts for _ in range(n)]
+    starts = [ids for ids in fitting_prompts(prompts, model, max_new_tokens) for _ in range(n)]
 
     def draw(part):
         longest = max(map(len, starts[part]))  # where the new tokens begin
@@ -79,6 +75,14 @@ def sample_group(model, tokenizer, prompts, n, max_new_tokens, *, stop_id=None, 
     for row, before, new in zip(mask, starts, drawn, strict=True):
         row[len(before) - 1 : len(before) - 1 + len(new)] = True
     return Samples(tokens, mask, log_probs_of(model, tokens, mask, rows), [tokenizer.decode(ids) for ids in drawn])
+
+
+def fitting_prompts(prompts, model, max_new_tokens):
+    """`prompts` as lists of ids. Raises ValueError where one is empty, or too long for `max_new_tokens` more."""
+    prompts, room = as_histories(prompts, model.config.vocab_size), model.config.context_length - max_new_tokens
+    if (longest := max(map(len, prompts))) > room:
+        raise ValueError(f"a prompt has {longest} tokens; with {max_new_tokens} new ones at most {room} fit")
+    return prompts
 
 
 def token_log_probs(model, tokens, mask):
@@ -159,7 +163,8 @@ def policy_loss(new, old, reference, advantages, mask, *, eps=0.2, beta=0.0, len
     -clipped objective + beta * KL estimate, as a mean over an answer's own tokens (GRPO, Shao et al. 2024, equation
     3), or a sum divided by a fixed `length` (Dr. GRPO). Raises ValueError for a negative beta or length.
     """
-    check_bounds(0, float, beta=beta, length=length or 0)
+    check_bounds(0, float, beta=beta)
+    check_bounds(1, float, length=1 if length is None else length)
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
     new, old, reference = (values.masked_fill(~mask, 0.0) for values in (new, old, reference))  # padding says nothing
     loss = beta * kl_estimate(new, reference) - clipped_objective(new, old, advantages, eps)  # [N, T-1]
@@ -172,7 +177,6 @@ def policy_step(model, samples, reference, advantages, optimizer, scaler, *, row
     reference [N, T-1], advantages [N] or [N, T-1]; `settings`: those of `policy_loss`. How many `rows` are computed
     together changes the memory, not the gradient. FloatingPointError where that is not finite.
     """
-    check_bounds(0, float, clip=clip or 0)  # a negative one would turn the gradient round
     optimizer.zero_grad()  # of a step that was broken off
 
     def work(part):
@@ -184,15 +188,7 @@ def policy_step(model, samples, reference, advantages, optimizer, scaler, *, row
         return loss.item()
 
     loss = sum(in_pieces(work, len(samples.tokens), rows, start_over=optimizer.zero_grad))
-    scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf).item()
-    if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):  # a scaler skips such a gradient
-        optimizer.zero_grad()
-        raise FloatingPointError(f"the loss is {loss}, the gradient's norm {norm}: the weights are kept as they were")
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad()
-    return loss, norm
+    return loss, take_step(loss, optimizer, scaler, clip)
 
 
 def ask_for_rewards(reward, prompts, answers, n):
@@ -218,7 +214,8 @@ def train_policy(
     line at the end counts them). Ctrl-C ends the run after a step. ValueError for a bad setting or reward.
     """
     check_bounds(0, float, lr=lr, beta=beta)
-    check_bounds(1, int, steps=steps, epochs=epochs, n_prompts=n_prompts, rows=rows)
+    check_bounds(1, int, steps=steps, epochs=epochs, n_prompts=n_prompts, rows=rows, max_new_tokens=max_new_tokens)
+    prompts = fitting_prompts(prompts, model, max_new_tokens)  # here, not in the step that would meet the long one
     reference = copy.deepcopy(model) if reference is None else reference
     if {id(p) for p in model.parameters() if p.requires_grad} & {id(p) for p in reference.parameters()}:
         raise ValueError("the reference learns with the model, so the KL would stay 0: give a copy.deepcopy, or None")

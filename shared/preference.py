@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from shared.batches import LengthBuckets, pad
 from shared.classification import last_hidden
-from shared.instructions import collate_instructions, encode_entry
+from shared.instructions import check_entries, collate_instructions, encode_entry
 from shared.loss import IGNORE, mixed_precision
 from shared.runtime import evaluating
 from shared.tokenizer import valid_unicode
@@ -29,19 +29,7 @@ def check_pairs(rows):
     A missing `input` is an empty one. Left out are rows without a prompt or without one of the two answers, those whose
     answers are equal, and those with the prompt of an earlier row, letter case and spacing aside.
     """
-    pairs, problems, seen = [], [], {}
-    for i, row in enumerate(rows):
-        try:
-            pair = _checked_pair(row)
-            key = tuple(" ".join(pair[field].split()).casefold() for field in ("instruction", "input"))
-            if key in seen:
-                raise ValueError(f"same instruction and input as row {seen[key]}")
-        except ValueError as error:
-            problems.append((i, str(error)))
-        else:
-            seen[key] = i
-            pairs.append(pair)
-    return pairs, problems
+    return check_entries(rows, _checked_pair)
 
 
 def _checked_pair(row):

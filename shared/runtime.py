@@ -7,6 +7,7 @@ import time.
 
 import contextlib
 import os
+import platform
 import random
 import signal
 import sys
@@ -158,3 +159,8 @@ def describe(device=None):
     dtype, reason = autocast_dtype(device, explain=True)
     number = str(dtype or torch.float32).removeprefix("torch.")
     return f"{name} | {number}: {reason} | scale {scale()} | torch {torch.__version__}"
+
+
+def machine():
+    """One line for a table of results: the system, the processor's kind, and what `describe` says."""
+    return f"{platform.system()} {platform.machine()}, {describe()}"

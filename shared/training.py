@@ -18,6 +18,8 @@ from shared.runtime import autocast_dtype, stop_on
 def make_optimizer(model, lr=4e-4, weight_decay=0.1, betas=(0.9, 0.95)):
     """AdamW (Loshchilov and Hutter 2019), fused. Only matrices decay; biases and norms do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no weight of the model trains: all are frozen, as after merge_lora")
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -96,8 +98,7 @@ def training_step(model, batches, loss_fn, optimizer, scaler, clip=1.0):
     norm is that before clipping to `clip` (None: not clipped). Raises FloatingPointError, with the weights untouched,
     when the loss or the gradient is not finite.
     """
-    if clip is not None and not clip > 0:  # a negative one would turn the gradient round
-        raise ValueError(f"clip is {clip}; it must be above 0, or None")
+    optimizer.zero_grad()  # of a step that was broken off
     device = next(model.parameters()).device
     counts = [(batch[-1] != IGNORE).sum().item() for batch in batches]
     total = 0.0
@@ -106,17 +107,27 @@ def training_step(model, batches, loss_fn, optimizer, scaler, clip=1.0):
             loss = loss_fn(model, *(tensor.to(device) for tensor in batch)) * (count / max(1, sum(counts)))
         scaler.scale(loss).backward()
         total += loss.item()
+    return total, sum(batch[0].numel() for batch in batches), take_step(total, optimizer, scaler, clip)
+
+
+def take_step(loss, optimizer, scaler, clip=1.0):
+    """Clip the gradient that is there to norm `clip` (None: not) and update the weights: the norm before clipping.
+
+    Raises FloatingPointError, with the weights untouched, when `loss`, a number, or the gradient is not finite.
+    """
+    if clip is not None and not clip > 0:  # a negative one would turn the gradient round
+        raise ValueError(f"clip is {clip}; it must be above 0, or None")
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf).item()
-    if not math.isfinite(total) or not (math.isfinite(norm) or scaler.is_enabled()):  # a scaler skips such a gradient
+    if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):  # a scaler skips such a gradient
         optimizer.zero_grad()
-        raise FloatingPointError(f"the loss is {total} and the gradient's norm is {norm}: the weights are kept as they "
+        raise FloatingPointError(f"the loss is {loss} and the gradient's norm is {norm}: the weights are kept as they "
                                  "were; a smaller rate may help")  # fmt: skip
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    return total, sum(batch[0].numel() for batch in batches), norm
+    return norm
 
 
 def remaining_steps(loader, epochs, accumulate, seed, steps_done):

@@ -436,9 +436,27 @@ def test_pieces_of_nothing_are_refused(model, rows):
         policy.log_probs_of(model, drawn.tokens, drawn.mask, rows)
 
 
-def test_a_negative_length_would_turn_the_loss_round():
-    with pytest.raises(ValueError, match="length is -5"):
-        policy.policy_loss(*torch.zeros(3, 2, 2), torch.zeros(2), torch.ones(2, 2).bool(), length=-5)
+@pytest.mark.parametrize("length", [-5, 0])
+def test_a_length_that_is_none(length):
+    with pytest.raises(ValueError, match=f"length is {length}"):
+        policy.policy_loss(*torch.zeros(3, 2, 2), torch.zeros(2), torch.ones(2, 2).bool(), length=length)
+
+
+@pytest.mark.parametrize("clip", [0, -1.0])
+def test_a_bound_of_the_gradient_that_is_none(model, clip):
+    drawn, optimizer = drawn_from(model), torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="clip is"):
+        policy.policy_step(model, drawn, drawn.log_probs, torch.ones(len(drawn.tokens)), optimizer,
+                           torch.amp.GradScaler("cpu", enabled=False), clip=clip)  # fmt: skip
+
+
+def test_a_prompt_that_is_too_long_is_found_before_the_first_step(model):
+    before = [p.clone() for p in model.parameters()]
+    for bad, said in (([2] * 40, "has 40 tokens"), ([], "empty")):
+        with pytest.raises(ValueError, match=said):
+            policy.train_policy(model, LETTERS, [*PROMPTS] * 20 + [bad], share_of_a, steps=1, n_prompts=1, n=2,
+                                max_new_tokens=6, progress=False)  # fmt: skip
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def test_whole_numbers_are_as_good_as_others_in_gae():

@@ -69,6 +69,26 @@ def test_clipping_bounds_the_step_and_the_norm_is_that_before(clip):
     assert_close(step, gradient * (0.01 / norm if clip == 0.01 else 1), rtol=1e-3, atol=1e-6)
 
 
+def test_a_gradient_that_was_left_over_is_not_used():
+    batch, models = (IDS[None, :16], IDS[None, 1:17]), [make(config=replace(CONFIG, drop_rate=0.0)) for _ in range(2)]
+    models[1].token_embedding.weight.sum().backward()  # of a step that was broken off, or of a cell before
+    for model in models:
+        sgd, scaler = torch.optim.SGD(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu", enabled=False)
+        training_step(model, [batch], in_float32, sgd, scaler, None)
+    assert same_weights(*models)
+
+
+def test_a_model_of_which_nothing_trains_is_one_sentence():
+    with pytest.raises(ValueError, match="no weight of the model trains"):
+        make_optimizer(make().requires_grad_(False))
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, math.nan])
+def test_a_bound_that_is_none(clip):
+    with pytest.raises(ValueError, match="clip is"):
+        training.take_step(1.0, torch.optim.SGD(make().parameters(), lr=1.0), None, clip)
+
+
 def test_only_matrices_decay():
     groups = make_optimizer(make(), weight_decay=0.3).param_groups
     assert {p.dim() for p in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.3

@@ -5,7 +5,6 @@ from tests.bites import Mutation
 MUTATIONS = [
     Mutation("equal answers stay", find='    if pair["chosen"] == pair["rejected"]:\n', replace="    if False:\n",
              cell_contains="def check_pairs"),
-    Mutation("duplicates stay", find="if key in seen:\n", replace="if key in seen and False:\n"),
     Mutation("a null input makes a row useless", find='"" if row.get("input") is None else row["input"]',
              replace='row.get("input", "")'),
     Mutation("the rejected answer shall win", find="F.logsigmoid(chosen - rejected)",
