@@ -39,11 +39,10 @@ from chat_answers import USUAL_TOKENS, Answers, busy, reply, serve  # noqa: E402
 from chat_api import ApiError, ErrorBody  # noqa: E402
 from chat_guard import Guard, error_response, openapi_with_bodies, read_request  # noqa: E402
 from chat_metrics import Metrics  # noqa: E402
-from chat_text import TooLong, fit, is_chatml  # noqa: E402
+from chat_text import TooLong, fit  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
-from shared.conversations import COURSE, jinja  # noqa: E402
 from shared.files import command_line, read_json  # noqa: E402
 from shared.runtime import autocast_dtype, get_device  # noqa: E402
 from shared.tokenizer import with_end_of_text  # noqa: E402
@@ -99,7 +98,7 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
         messages, room = [message.plain() for message in asked.messages], served.room - len(prefix)
         try:
             prompt, left_out = await run_in_threadpool(
-                fit, served.tokenizer, messages, room, min(wanted, served.room // 4))  # fmt: skip
+                fit, served.tokenizer, messages, room, min(wanted, served.room // 4), served.form)  # fmt: skip
         except TooLong as error:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
         notes = [f"the oldest {left_out} messages were left out: the model's context is full"] if left_out else []
@@ -244,13 +243,11 @@ def write_vote(file, vote, lock):
 # --- the command
 
 
-def has_known_template(settings):
-    """Whether a tokenizer_config.json has a chat template in a form that this program asks in.
-
-    The course's own form for conversations (lesson 5.6) is none of them yet.
-    """
-    template = read_json(settings).get("chat_template")
-    return template is not None and template not in (jinja(COURSE), jinja(COURSE, generation=True))
+def chat_template_of(folder):
+    """The chat template (Jinja) of a Hugging Face folder, None where it has none."""
+    settings, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    told = read_json(settings).get("chat_template") if settings.is_file() else None
+    return file.read_text(encoding="utf-8") if told is None and file.is_file() else told
 
 
 def newest_chat_model():
@@ -258,23 +255,21 @@ def newest_chat_model():
     found = []
     for file in data.places.data_dir().glob("*/tokenizer_config.json"):
         with contextlib.suppress(ValueError, OSError):
-            if has_known_template(file) and (file.parent / "config.json").is_file():
+            if chat_template_of(file.parent) is not None and (file.parent / "config.json").is_file():
                 found.append((file.stat().st_mtime, file.parent))
     return max(found)[1] if found else None
 
 
 def load_checkpoint(name):
-    """(its name, model, tokenizer, whether it was trained to chat) of "smollm2", "course_base" or a folder."""
+    """(its name, model, tokenizer, chat template or None) of "smollm2", "course_base" or a folder."""
     if name == "smollm2":
         model, tokenizer = load_base("smollm2")
-        return "smollm2" if "smollm2" not in tokenizer.name else tokenizer.name, model, tokenizer, True
+        return "smollm2" if "smollm2" not in tokenizer.name else tokenizer.name, model, tokenizer, None
     folder = COURSE_BASE if name == "course_base" else Path(name).expanduser()
     model, tokenizer = load_model(folder)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer")
-    settings = folder / "tokenizer_config.json"
-    is_chat = settings.is_file() and has_known_template(settings)
-    return folder.resolve().name, model, with_end_of_text(tokenizer, folder), is_chat or is_chatml(tokenizer)
+    return folder.resolve().name, model, with_end_of_text(tokenizer, folder), chat_template_of(folder)
 
 
 def usual_checkpoint():
@@ -340,14 +335,14 @@ def main(argv=None):
     try:
         device, served = get_device(), []
         for checkpoint in args.checkpoints or [usual_checkpoint()]:
-            name, model, tokenizer, is_chat = load_checkpoint(checkpoint)
+            name, model, tokenizer, chat_template = load_checkpoint(checkpoint)
             name += f"-{len(served) + 1}" if name in [one.name for one in served] else ""
             model = model.to(device, number_format(args.dtype, device))
-            served.append(serve(name, model, tokenizer, is_chat=is_chat, rows=args.rows, context=args.context,
-                                queue=args.queue))  # fmt: skip
+            served.append(serve(name, model, tokenizer, chat_template=chat_template, rows=args.rows,
+                                context=args.context, queue=args.queue))  # fmt: skip
             dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
             print(f"{name}: {dtype} on {device}, {args.rows} rows of {served[-1].room} tokens"
-                  + ("" if is_chat else "; this is NOT a chat model, it only continues texts"))
+                  + ("" if served[-1].is_chat else "; this is NOT a chat model, it only continues texts"))
         aliases = dict(alias.partition("=")[::2] for alias in args.alias)
         for alias, name in aliases.items():
             aliases[alias] = name or served[0].name

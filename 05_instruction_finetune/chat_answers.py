@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from chat_api import ApiError, usage_of
-from chat_text import ALPACA_STOPS, TextStream, end_ids, is_chatml
+from chat_text import STOPS, TextStream, end_ids, form_of
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from scheduler import Closed, QueueFull, Scheduler, Work
 
@@ -29,6 +29,7 @@ class Served:
     model: torch.nn.Module
     tokenizer: object
     scheduler: Scheduler
+    form: object  # how it is asked, see chat_text.form_of
     is_chat: bool = True
     created: int = 0
 
@@ -37,10 +38,10 @@ class Served:
         return self.scheduler.cache.size
 
 
-def serve(name, model, tokenizer, *, is_chat=True, rows=16, context=2048, queue=64):
-    """Give a model its scheduler, which is not started yet."""
+def serve(name, model, tokenizer, *, chat_template=None, rows=16, context=2048, queue=64):
+    """Give a model its scheduler, which is not started yet. `chat_template` is the one in its folder."""
     scheduler = Scheduler(model, rows, context, queue, tokenizer.n_vocab)
-    return Served(name, model, tokenizer, scheduler, is_chat, int(time.time()))
+    return Served(name, model, tokenizer, scheduler, *form_of(tokenizer, chat_template), int(time.time()))
 
 
 class Answers:
@@ -54,8 +55,7 @@ class Answers:
         self.n_prompt = sum(map(len, prompts))
         self.prompts = [prompt for prompt in prompts for _ in range(n)]
         self.max_new = USUAL_TOKENS if asked is None else asked
-        stops = request.stops() + ([] if is_chatml(served.tokenizer) or not hasattr(request, "messages")
-                                   else list(ALPACA_STOPS))  # fmt: skip
+        stops = request.stops() + (list(STOPS[served.form]) if hasattr(request, "messages") else [])
         self.texts = [TextStream(served.tokenizer, stops, self.n_top) for _ in self.prompts]
         self.made, self.unfinished = [0] * len(self.prompts), len(self.prompts)
         seed = random.getrandbits(63) if request.seed is None else request.seed

@@ -4,9 +4,8 @@ import codecs
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from shared.instructions import ALPACA, format_prompt
-
-ALPACA_STOPS = ("\n### Instruction:", "\n### Input:", "\n### Response:")  # where a model goes on to ask itself
+from shared.conversations import COURSE, encode_conversation, jinja
+from shared.instructions import ALPACA, ALPACA_CHAT_TEMPLATE, format_prompt
 
 
 class TooLong(ValueError):
@@ -53,12 +52,36 @@ def alpaca_tokens(tokenizer, messages):
     return ids + tokenizer.encode_ordinary(text + ALPACA.answer)
 
 
-def prompt_tokens(tokenizer, messages):
-    """The ids that a model of this encoding continues with its answer to [(role, text), ...]."""
-    return (chatml_tokens if is_chatml(tokenizer) else alpaca_tokens)(tokenizer, messages)
+def course_tokens(tokenizer, messages):
+    """The same in the form of lesson 5.6."""
+    turns = [{"role": role, "content": text} for role, text in messages]
+    return encode_conversation(turns, tokenizer, COURSE, prompt=True)[0]
 
 
-def fit(tokenizer, messages, room, wanted):
+STOPS = {  # where a model goes on to ask itself
+    chatml_tokens: (), course_tokens: ("\nuser:\n",),
+    alpaca_tokens: ("\n### Instruction:", "\n### Input:", "\n### Response:"),
+}  # fmt: skip
+
+
+def form_of(tokenizer, chat_template=None):
+    """(how a model is asked: one of the three functions above; whether it is known to have been trained so).
+
+    `chat_template` is the one in its folder. A model without a known form is asked in that of lesson 5.1.
+    """
+    if is_chatml(tokenizer):
+        return chatml_tokens, True
+    if chat_template in (jinja(COURSE), jinja(COURSE, generation=True)):
+        return course_tokens, True
+    return alpaca_tokens, chat_template == ALPACA_CHAT_TEMPLATE
+
+
+def prompt_tokens(tokenizer, messages, form=None):
+    """The ids that a model continues with its answer to [(role, text), ...]; `form` as of `form_of` (None: its own)."""
+    return (form or form_of(tokenizer)[0])(tokenizer, messages)
+
+
+def fit(tokenizer, messages, room, wanted, form=None):
     """(prompt of at most `room` tokens, how many messages were left out): the oldest turns go, the system stays.
 
     `room` shrinks by `wanted`, the place for an answer, where a part of the conversation can make it. Raises TooLong
@@ -69,7 +92,7 @@ def fit(tokenizer, messages, room, wanted):
     starts = [0] + [i for i in range(1, len(talk)) if talk[i][0] == "user" and talk[i - 1][0] == "assistant"]
 
     def tokens_from(turn):
-        return prompt_tokens(tokenizer, system + talk[starts[turn] :])
+        return prompt_tokens(tokenizer, system + talk[starts[turn] :], form)
 
     first = bisect_left(range(len(starts) - 1), True, key=lambda turn: len(tokens_from(turn)) <= room - wanted)
     ids = tokens_from(first)

@@ -20,13 +20,14 @@ import requests
 import torch
 
 from shared.checkpoints import COURSE_BASE, load_model, save_model
-from shared.conversations import COURSE, jinja
+from shared.conversations import COURSE, jinja, render
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
-from shared.instructions import format_prompt
+from shared.instructions import ALPACA_CHAT_TEMPLATE, format_prompt
 from shared.tokenizer import with_end_of_text
 from tests.chat_server import ROOT, Scripted, chat, running, stand_in
 
+import chat_text  # isort: skip
 from chat_text import TextStream, TooLong, fit, prompt_tokens  # isort: skip  # which chat_server put on the path
 
 MODEL, TOKENIZER = stand_in()
@@ -42,7 +43,7 @@ def scripted(text=TRICKY, pause=0.0, name="scripted", **settings):
 def served_models():
     torch.manual_seed(0)
     gpt = GPTModel(GPTConfig(ALPACA_TOKENIZER.n_vocab, 256, emb_dim=32, n_heads=2, n_layers=2)).eval()
-    return [chat.serve("stand-in", MODEL, TOKENIZER), chat.serve("alpaca", gpt, ALPACA_TOKENIZER, is_chat=False),
+    return [chat.serve("stand-in", MODEL, TOKENIZER), chat.serve("alpaca", gpt, ALPACA_TOKENIZER),
             scripted()]  # fmt: skip
 
 
@@ -742,13 +743,30 @@ def test_what_is_served_where_nothing_is_named(monkeypatch, tmp_path, folder, ca
         save_model(MODEL, TOKENIZER, tmp_path / name, template)
         os.utime(tmp_path / name / "tokenizer_config.json", (10**9 + i, 10**9 + i))
     assert chat.usual_checkpoint() == str(tmp_path / "newer")
-    save_model(MODEL, TOKENIZER, tmp_path / "airline", jinja(COURSE))
-    os.utime(tmp_path / "airline" / "tokenizer_config.json", (10**9 + 9, 10**9 + 9))
-    assert chat.usual_checkpoint() == str(tmp_path / "newer"), "lesson 5.6's form is not served yet"
-    assert not chat.has_known_template(tmp_path / "airline" / "tokenizer_config.json")
-    name, _, _, is_chat = chat.load_checkpoint("course_base")
-    assert (name, is_chat) == ("course_base", False)
-    assert chat.load_checkpoint(str(tmp_path / "newer"))[3] is True
+    name, model, tokenizer, template = chat.load_checkpoint("course_base")
+    assert name == "course_base" and not chat.serve(name, model, tokenizer, chat_template=template).is_chat
+    assert chat.load_checkpoint(str(tmp_path / "newer"))[3] == "{{x}}"
+
+
+@pytest.mark.parametrize(("template", "form"), [
+    (jinja(COURSE), chat_text.course_tokens), (jinja(COURSE, generation=True), chat_text.course_tokens),
+    (ALPACA_CHAT_TEMPLATE, chat_text.alpaca_tokens), ("{{x}}", None), (None, None),
+])  # fmt: skip
+@pytest.mark.parametrize("beside", [False, True], ids=["in the settings", "in a file of its own"])
+def test_a_model_is_asked_in_the_form_in_which_it_was_trained(template, form, beside, tmp_path):
+    gpt, tokenizer = load_model(COURSE_BASE)
+    save_model(gpt, tokenizer, tmp_path / "tuned", None if beside else template)
+    if beside and template:  # as transformers writes it
+        (tmp_path / "tuned" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    name, model, tokenizer, found = chat.load_checkpoint(str(tmp_path / "tuned"))
+    served, talk = chat.serve(name, model, tokenizer, chat_template=found), [("user", "Hello"), ("assistant", "Hi!"),
+                                                                           ("user", "My flight?")]  # fmt: skip
+    assert served.form is (form or chat_text.alpaca_tokens) and served.is_chat == (form is not None)
+    text = tokenizer.decode(fit(tokenizer, talk, 200, 20, served.form)[0])
+    if form is chat_text.course_tokens:
+        assert text == render([{"role": role, "content": said} for role, said in talk], COURSE, prompt=True)
+    else:
+        assert text.endswith("### Instruction:\nMy flight?\n\n### Response:\n")
 
 
 def test_many_clients_get_what_each_would_get_alone(url):
