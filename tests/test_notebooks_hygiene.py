@@ -3,6 +3,7 @@
 import nbformat.v4 as nbf
 import pytest
 
+from tests import bites
 from tools import hygiene, notebooks
 
 LESSONS = notebooks.lessons()
@@ -12,6 +13,16 @@ LESSONS = notebooks.lessons()
 def test_hygiene(path):
     found = hygiene.violations(path)
     assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[notebooks.name_of(path) for path in LESSONS])
+def test_the_list_of_mistakes_still_fits_its_lesson(path):
+    """Each text that tests/bites replaces is there as often as it says: known in a second, before any lesson runs."""
+    mutations, answers, changes, left_out = bites.load_bites(bites.bites_file(path))
+    cells = bites.without(bites.smaller(bites.code_of(notebooks.read(path)), changes), left_out)
+    for mutation in mutations:
+        bites.mutated_cells(mutation, cells)
+    assert set(answers) <= set(bites.stubs_in(cells))
 
 
 def test_the_setup_cell_is_the_same_everywhere():

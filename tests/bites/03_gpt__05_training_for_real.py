@@ -12,7 +12,7 @@ MUTATIONS = [
     Mutation("the step does not clip", find="clip_grad_norm_(parameters, clip or math.inf)",
              replace="clip_grad_norm_(parameters, math.inf)"),
     Mutation("a loss of NaN reaches the weights",
-             find="if not math.isfinite(total) or not (math.isfinite(norm) or scaler.is_enabled()):",
+             find="if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):",
              replace="if False:"),
     Mutation("the resumed run starts its order anew", find="if step >= steps_done:",
              replace="if step >= steps_done - steps_done:"),
