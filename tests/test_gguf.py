@@ -6,10 +6,13 @@ from pathlib import Path
 
 import gguf
 import pytest
+import requests
 import torch
+import xllamacpp
 
 from shared import checkpoints
-from shared.checkpoints import save_gguf, save_model
+from shared.checkpoints import COURSE_BASE, load_base, save_gguf, save_model
+from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
 from shared.tokenizer import BPETokenizer
 
@@ -103,3 +106,19 @@ def test_a_wrapped_head_or_no_tokenizer_is_refused(tmp_path, bpe):
     with pytest.raises(ValueError, match="has unknown head.0.weight"):
         save_gguf(model, bpe.to_tiktoken("x"), tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_llama_cpp_chooses_the_same_tokens_for_the_course_base(tmp_path):
+    """What lesson 5.8 says of it: our GPT-2 goes out of the house and writes the same."""
+    model, tokenizer = load_base(COURSE_BASE)
+    save_gguf(model, tokenizer, tmp_path / "my_gpt.gguf")
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(tmp_path / "my_gpt.gguf"), 512, 1
+    settings.cpuparams.n_threads = 1
+    server = xllamacpp.Server(settings)
+    for prompt in ("The old man looked at the sea and", "She opened the door", "In 1912", "Water"):
+        ids = tokenizer.encode(prompt)
+        wanted = generate(model, [ids], 40, eos_id=tokenizer.eot_token)[0, len(ids):].tolist()
+        body = {"prompt": ids, "n_predict": 40, "temperature": 0, "return_tokens": True, "cache_prompt": False}
+        told = requests.post(f"{server.listening_address}/completion", json=body, timeout=60).json()["tokens"]
+        assert told == wanted[: len(told)] and len(told) >= min(40, len(wanted) - 1), prompt
