@@ -49,6 +49,6 @@ WRONG_ANSWERS = {
             copied = copy.deepcopy(assistant)
             train_dpo(copied, few_pairs, reference[:32], beta=0.1, lr=run.large, warmup_steps=2, progress=False)
             change = pair_log_probs(copied, held_here) - before  # whatever beta was
-            return (change[:, 0] - change[:, 1]).mean().item(), win_share(change[:, 0] - change[:, 1])
+            return change.abs().mean().item(), win_share(change[:, 0] - change[:, 1])
     """,
 }
