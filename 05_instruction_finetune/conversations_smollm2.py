@@ -81,9 +81,9 @@ def judged(n=N_JUDGED):
     """What SmolLM2 says of pairs (true next turn, a stranger): log-odds of the letter A in both orders."""
     model, tokenizer, _ = load("smollm2")
     triples = chats.next_turns(chats.parts("airline")[2])[:n]
-    entries = [{"instruction": "Continue this conversation with the assistant's next turn.",
+    entries = [{"instruction": "Continue this conversation with the assistant's next turn.", "output": true,
                 "input": "\n".join(f"{turn['role']}: {turn['content']}" for turn in context)}
-               for context, _, _ in triples]  # fmt: skip
+               for context, true, _ in triples]  # fmt: skip
     asked = list(zip(entries, (true for _, true, _ in triples), (other for _, _, other in triples), strict=True))
     first = by_letter(model, tokenizer, asked).tolist()
     second = by_letter(model, tokenizer, [(entry, b, a) for entry, a, b in asked]).tolist()

@@ -7,6 +7,7 @@ trainer, python's json and csv.
 import csv
 import importlib.util
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -530,6 +531,30 @@ def test_random_search_draws_all_settings_anew():
     assert all(1e-4 <= settings["lr"] <= 10**-2.3 and settings["epochs"] == 1 for settings in drawn)
     rows = experiment.plan(["search", "smollm2"], {"smollm2": 2}, 12)
     assert len(rows) == 15 and [row["seed"] for row in rows[12:]] == [None, 0, 1]
+
+
+def test_the_judge_is_asked_in_both_orders(smol, monkeypatch):
+    """With a judge that always says A, half of the verdicts are right, and none in both orders; one that knows the
+    true turn is right in all."""
+    monkeypatch.setattr(experiment, "load", lambda name: (*smol, CHATML))
+    found = experiment.judged(3)  # the questions are well-formed: a real model answers them
+    assert found["n_pairs"] == 3 and found["right"]["n"] == found["says_a"]["n"] == 6
+    right = [odds > 0 for odds in found["first"]] + [odds < 0 for odds in found["second"]]
+    assert found["right"]["k"] == sum(right) and all(map(math.isfinite, found["first"] + found["second"]))
+    triples = experiment.chats.next_turns(experiment.chats.parts("airline")[2])[:5]
+    true = [turn for _, turn, _ in triples]
+
+    def always_a(model, tokenizer, asked):
+        return torch.ones(len(asked))
+
+    def knows(model, tokenizer, asked):
+        assert [entry["output"] for entry, _, _ in asked] == true
+        return torch.tensor([1.0 if a == turn else -1.0 for (_, a, _), turn in zip(asked, true, strict=True)])
+
+    for judge, expected in ((always_a, (5, 10, 0)), (knows, (10, 5, 5))):
+        monkeypatch.setattr(experiment, "by_letter", judge)
+        found = experiment.judged(5)
+        assert (found["right"]["k"], found["says_a"]["k"], found["right_in_both_orders"]["k"]) == expected
 
 
 def test_the_saved_table_is_of_this_sample_and_these_probes():
