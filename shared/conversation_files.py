@@ -32,8 +32,9 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
     """The conversations in a file: a list of lists of {"role", "content"}.
 
     `.csv`: a row for each turn, with a column each for conversation, speaker and text (their names: THREAD, SPEAKER,
-    SAID). `.json`, `.jsonl`: records as `from_record` reads them. Any other: a log with lines "user: text". `speakers`
-    adds to SPEAKERS, such as {"anna": "user"}. Raises ValueError, naming the file and what is wrong in it.
+    SAID), between commas, semicolons or tabs. `.json`, `.jsonl`: records as `from_record` reads them. Any other: a log
+    with lines "user: text". `speakers` adds to SPEAKERS, such as {"anna": "user"}. Raises ValueError, naming the file
+    and what is wrong in it.
     """
     file, known = Path(file), SPEAKERS | {name.casefold(): role for name, role in (speakers or {}).items()}
     content = file.read_bytes()
@@ -42,7 +43,7 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{file}: line {line} is not {encoding} (byte 0x{content[error.start]:02x}): save the whole "
-                         "file in one encoding, or name it") from None  # fmt: skip
+                         "file as UTF-8, or name its encoding") from None  # fmt: skip
     try:
         if not text.strip():
             raise ValueError("the file is empty")
@@ -55,12 +56,15 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
 
 
 def _from_csv(text, known):
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    text = text.lstrip("\r\n")
+    separator = max(",;\t", key=text.split("\n")[0].count)  # spreadsheets of many countries write semicolons
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     columns = {(name or "").strip().casefold(): name for name in rows.fieldnames}
     thread, speaker, said = (next((columns[name] for name in names if name in columns), None)
                              for names in (THREAD, SPEAKER, SAID))  # fmt: skip
     if None in (thread, speaker, said):
-        wanted = " and ".join(f"one of {', '.join(names)}" for names in (THREAD, SPEAKER, SAID))
+        wanted = " and ".join(f"one of {', '.join(names)}" for names, found in zip((THREAD, SPEAKER, SAID), (
+            thread, speaker, said)) if found is None)  # fmt: skip
         raise ValueError(f"its columns are {', '.join(map(repr, rows.fieldnames))}; it needs {wanted}")
     found = {}
     for row in rows:

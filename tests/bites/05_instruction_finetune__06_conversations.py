@@ -32,7 +32,8 @@ MUTATIONS = [
 
 SMALLER = {
     'data.places.data_dir() / "lesson-5.6"': "Path(__import__('tempfile').mkdtemp())",
-    'data.places.data_dir() / f"{tokenizer.name}-airline"': "Path(__import__('tempfile').mkdtemp())",
+    "data.places.data_dir() / f\"{tokenizer.name}-{'my_chats' if mine else 'airline'}\"":
+        "Path(__import__('tempfile').mkdtemp())",
     "epochs=4, batch_size=4, threads=2": "epochs=2, batch_size=8, threads=2",
     'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:4]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
@@ -49,6 +50,6 @@ WRONG_ANSWERS = {
             copied = copy.deepcopy(model)
             copied.load_state_dict(start)
             train(copied, instruction_loader(few, 4), loss_fn=answer_loss, lr=lr, warmup_steps=2, progress=False)
-            return chats.bits(copied, tokenizer, COURSE, validation).bits_per_byte  # `everything` is forgotten
+            return chats.bits(copied, tokenizer, FORM, unseen).bits_per_byte  # `everything` is forgotten
     """,
 }
