@@ -126,7 +126,10 @@ def parts(domain, own=(), speakers=None):
     if own:
         masked = Counter(kind for one in found for turn in one for *_, kind in find_personal(normalised(turn["content"])))
         print(f"masked as personal data: {dict(masked) or 'nothing'}")
-    return random_split(kept if own else [with_system(one, SYSTEM[domain]) for one in kept], SHARES)
+    made = random_split(kept if own else [with_system(one, SYSTEM[domain]) for one in kept], SHARES)
+    if len(made[2]) < 8:
+        print(f"{len(made[2])} test conversations: with fewer than eight, trust none of the intervals below")
+    return made
 
 
 def with_system(conversation, line):

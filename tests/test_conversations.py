@@ -552,6 +552,7 @@ def test_ones_own_chats_are_reported(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "2 of 12 conversations left out. 2 times: it begins with the assistant" in said
     assert "masked as personal data: {'PHONE': 10}" in said
+    assert "2 test conversations: with fewer than eight, trust none of the intervals below" in said
 
 
 def test_what_the_earlier_turns_are_worth(either):
