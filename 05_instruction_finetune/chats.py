@@ -224,7 +224,7 @@ def context_gain(model, tokenizer, template, conversations):
     far (`whole`) and after the user's last turn alone (`alone`), and what the first saves (`gain`).
 
     {"whole", "alone", "gain", "interval" of the gain, over conversations, "n" turns, "conversations"}; turns whose user
-    turn has no room in half of the context are left out. No turn at all: ValueError.
+    turn has no room in half of the context are left out. Where none is left, the figures are NaN.
     """
     asked, sizes, owners = [], [], []
     for i, conversation in enumerate(conversations):
@@ -240,7 +240,8 @@ def context_gain(model, tokenizer, template, conversations):
                 sizes.append(len(tokenizer.decode(asked[-1][1]).encode("utf-8")))
                 owners.append(i)
     if not asked:
-        raise ValueError("no conversation has a second turn of the assistant that fits: earlier turns cannot be missed")
+        nan = float("nan")
+        return {"whole": nan, "alone": nan, "gain": nan, "interval": (nan, nan), "n": 0, "conversations": 0}
     with evaluating(model):
         nats = torch.tensor([losses.sum().item() for losses, _ in score_completions(model, asked)], dtype=torch.float64)
     rows = torch.cat([nats.view(-1, 2) / math.log(2), torch.tensor(sizes, dtype=torch.float64).view(-1, 1)], dim=1)
