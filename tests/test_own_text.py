@@ -74,7 +74,7 @@ def test_chats_of_the_readers_own_are_trained_on_and_talked_to(tmp_path, base):
                        for k, said in enumerate(chat.split("|")))  # fmt: skip
     environment = os.environ | {"LLM_DATA_DIR": str(tmp_path), "LLM_BASE": base, "LLM_OFFLINE": "1", "LLM_MIRROR": "",
                                 "MPLBACKEND": "Agg", "LLM_SCALE": "quick", "LLM_DEVICE": "cpu"}  # fmt: skip
-    changes = {"speakers = {}": 'speakers = {"guest": "user", "shop": "assistant"}', "60 // len": "8 // len"}
+    changes = {"speakers = {}": 'speakers = {"guest": "user", "shop": "assistant"}', "(1e-3, 60) if": "(1e-3, 8) if"}
     done = run(CONVERSATIONS, changes, environment)
     assert done.returncode == 0, done.stderr
     name = "smollm2-tiny" if base else "course_base"

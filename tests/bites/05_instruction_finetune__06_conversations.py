@@ -47,9 +47,8 @@ WRONG_ANSWERS = {
     """,
     "bits_after_training": """
         def bits_after_training(everything):
-            copied = copy.deepcopy(model)
-            copied.load_state_dict(start)
-            train(copied, instruction_loader(few, 4), loss_fn=answer_loss, lr=lr, warmup_steps=2, progress=False)
-            return chats.bits(copied, tokenizer, FORM, unseen).bits_per_byte  # `everything` is forgotten
+            fresh, _ = load_base(COURSE_BASE)
+            train(fresh, instruction_loader(few, 4), loss_fn=answer_loss, lr=1e-3, warmup_steps=2, progress=False)
+            return chats.bits(fresh, course_tokenizer, COURSE, unseen).bits_per_byte  # `everything` is forgotten
     """,
 }
