@@ -7,6 +7,9 @@
 other domain; `smollm2`: the airline with LoRA; `search`: twelve short runs of the course base with random settings;
 `judge`: SmolLM2 says which of two next turns is better, in both orders. Each run is one row of
 conversations_smollm2.json beside this file (or --out FILE); the same command goes on where it stopped.
+
+All of it is about the two domains of the course, whose probes plant cities, days and subjects: nobody can write probes
+for chats that they have not read. A model of your own chats is trained and measured by lesson 5.6, without probes.
 """
 
 import argparse
