@@ -124,7 +124,8 @@ def parts(domain, own=(), speakers=None):
     if problems:
         print(f"{len(problems)} of {len(found)} conversations left out. {told}")
     if own:
-        masked = Counter(kind for one in found for turn in one for *_, kind in find_personal(normalised(turn["content"])))
+        texts = [normalised(turn["content"]) for conversation in found for turn in conversation]
+        masked = Counter(kind for text in texts for *_, kind in find_personal(text))
         print(f"masked as personal data: {dict(masked) or 'nothing'}")
     made = random_split(kept if own else [with_system(one, SYSTEM[domain]) for one in kept], SHARES)
     if len(made[2]) < 8:

@@ -32,9 +32,8 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
     """The conversations in a file: a list of lists of {"role", "content"}.
 
     `.csv`: a row for each turn, with a column each for conversation, speaker and text (their names: THREAD, SPEAKER,
-    SAID), between commas, semicolons or tabs. `.json`, `.jsonl`: records as `from_record` reads them. Any other: a log
-    with lines "user: text". `speakers` adds to SPEAKERS, such as {"anna": "user"}. Raises ValueError, naming the file
-    and what is wrong in it.
+    SAID). `.json`, `.jsonl`: records as `from_record` reads them. Any other: a log with lines "user: text". `speakers`
+    adds to SPEAKERS, such as {"anna": "user"}. Raises ValueError, naming the file and what is wrong in it.
     """
     file, known = Path(file), SPEAKERS | {name.casefold(): role for name, role in (speakers or {}).items()}
     content = file.read_bytes()
@@ -56,20 +55,18 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
 
 
 def _from_csv(text, known):
-    text = text.lstrip("\r\n")
-    separator = max(",;\t", key=text.split("\n")[0].count)  # spreadsheets of many countries write semicolons
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    separator = max(",;\t", key=text.lstrip().split("\n")[0].count)  # spreadsheets of many countries write semicolons
+    rows = csv.DictReader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=separator)
     columns = {(name or "").strip().casefold(): name for name in rows.fieldnames}
-    thread, speaker, said = (next((columns[name] for name in names if name in columns), None)
-                             for names in (THREAD, SPEAKER, SAID))  # fmt: skip
-    if None in (thread, speaker, said):
-        wanted = " and ".join(f"one of {', '.join(names)}" for names, found in zip((THREAD, SPEAKER, SAID), (
-            thread, speaker, said)) if found is None)  # fmt: skip
+    places = [next((columns[name] for name in names if name in columns), None) for names in (THREAD, SPEAKER, SAID)]
+    if None in places:
+        wanted = " and ".join(f"one of {', '.join(names)}" for names, place in zip((THREAD, SPEAKER, SAID), places)
+                              if place is None)  # fmt: skip
         raise ValueError(f"its columns are {', '.join(map(repr, rows.fieldnames))}; it needs {wanted}")
+    thread, speaker, said = places
     found = {}
     for row in rows:
-        turn = {"role": _role(row[speaker], known), "content": row[said] or ""}
-        found.setdefault(row[thread], []).append(turn)
+        found.setdefault(row[thread], []).append({"role": _role(row[speaker], known), "content": row[said] or ""})
     return list(found.values())
 
 

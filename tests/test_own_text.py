@@ -62,8 +62,8 @@ REPAIRS = [  # what two people say, the user first
 
 @pytest.mark.parametrize("base", ["", "smollm2"])
 def test_chats_of_the_readers_own_are_trained_on_and_talked_to(tmp_path, base):
-    """Twelve chats as a spreadsheet writes them: names of one's own, no system line, the user last, one exchange, a turn
-    longer than the context, hidden files beside them. From the course base, and from a model with ChatML."""
+    """Twelve chats as a spreadsheet writes them: names of one's own, no system line, the user last, one exchange, a
+    turn longer than the context, hidden files beside them. From the course base, and from a model with ChatML."""
     folder = tmp_path / "my_chats"
     folder.mkdir()
     (folder / ".DS_Store").write_bytes(b"\x00\x01")
