@@ -33,7 +33,8 @@ MUTATIONS = [
 ]  # fmt: skip
 
 SMALLER = {}
-LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers"]
+LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers",
+            "longer = sft_run("]
 WRONG_ANSWERS = {
     "verdict": """
         def verdict(ids, labels):
