@@ -35,7 +35,8 @@ SMALLER = {
     "data.places.data_dir() / f\"{tokenizer.name}-{'my_chats' if mine else 'airline'}\"":
         "Path(__import__('tempfile').mkdtemp())",
     "epochs=4, batch_size=4, threads=2": "epochs=2, batch_size=8, threads=2",
-    'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:4]',
+    "(1e-3, 60) if": "(1e-3, 8) if",
+    'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
 }
 LEFT_OUT = ["picture = torch.full((len(some)", "figure, axis = plt.subplots(figsize=(7.5",
