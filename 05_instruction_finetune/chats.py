@@ -1,9 +1,13 @@
 """The two domains of lesson 5.6, questions that need an earlier turn, and what is measured of a model that converses.
 
-`conversations_smollm2.py` and the lesson use the same functions, so their figures mean the same.
+`conversations_smollm2.py` and the lesson use the same functions, so their figures mean the same. The probes belong to
+the two domains: they plant cities, days and subjects. What `context_gain` measures needs no such list, and so it is
+what the lesson asks of a model that was trained on the reader's own chats.
 """
 
+import contextlib
 import copy
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +16,14 @@ import torch
 
 from shared import data
 from shared.batches import random_split
-from shared.conversation_files import check_conversations, cleaned, read_conversations
+from shared.conversation_files import (
+    check_conversations,
+    cleaned,
+    find_personal,
+    join_turns,
+    normalised,
+    read_conversations,
+)
 from shared.conversations import encode_conversation, fit, reply
 from shared.evaluation import distinct_n, perplexity_of, repetition, score_completions, token_losses
 from shared.metrics import bootstrap, wilson
@@ -88,17 +99,38 @@ def planted():
     return found
 
 
-def parts(domain, own=()):
-    """(training, validation, test) conversations of a domain, each with its system line.
+def own_files():
+    """The reader's own chats: the files in `my_chats` in the data folder, but for hidden ones, sorted."""
+    folder = data.places.data_dir() / "my_chats"
+    return sorted(file for file in folder.glob("[!.]*") if file.is_file())
 
-    `own`: files with conversations of the reader's own, in place of the sample.
+
+def parts(domain, own=(), speakers=None):
+    """(training, validation, test) conversations: those of a domain, each with its system line.
+
+    `own`: files with conversations of the reader's own, in place of the sample; they keep their own system lines, or
+    none, turns of one speaker in a row are joined, and a line says what was masked and what was left out. `speakers`:
+    as for `read_conversations`. Raises ValueError where fewer than ten can be used.
     """
     files = [Path(file) for file in own] or [data.places.SAMPLES / f"{domain}.jsonl"]
-    found = [cleaned(conversation) for file in files for conversation in read_conversations(file)]
-    kept, problems = check_conversations(found)
+    found = [join_turns(conversation) for file in files for conversation in read_conversations(file, speakers=speakers)]
+    kept, problems = check_conversations([cleaned(conversation) for conversation in found])
+    reasons = Counter(re.sub(r"conversation \d+", "another", re.sub(r"^turn \d+", "a turn", why))
+                      for _, why in problems)  # fmt: skip
+    told = "; ".join(f"{n} times: {why}" for why, n in reasons.most_common())
+    if len(kept) < 10:
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise ValueError(f"{where}: {len(kept)} of {len(found)} conversations can be used, and ten are needed. {told}")
     if problems:
-        print(f"{len(problems)} of {len(found)} conversations left out: {Counter(why for _, why in problems)}")
-    return random_split([with_system(conversation, SYSTEM[domain]) for conversation in kept], SHARES)
+        print(f"{len(problems)} of {len(found)} conversations left out. {told}")
+    if own:
+        texts = [normalised(turn["content"]) for conversation in found for turn in conversation]
+        masked = Counter(kind for text in texts for *_, kind in find_personal(text))
+        print(f"masked as personal data: {dict(masked) or 'nothing'}")
+    made = random_split(kept if own else [with_system(one, SYSTEM[domain]) for one in kept], SHARES)
+    if len(made[2]) < 8:
+        print(f"{len(made[2])} test conversations: with fewer than eight, trust none of the intervals below")
+    return made
 
 
 def with_system(conversation, line):
@@ -155,17 +187,75 @@ def share(verdicts, which="right"):
 
 
 def bits(model, tokenizer, template, conversations):
-    """`Perplexity` of what the assistant says in conversations, given what was said before; its ends do not count."""
+    """`Perplexity` of what the assistant says in conversations, given what was said before; its ends do not count.
+
+    Those whose last turns are longer than the context are left out: `sums` has a row for each of the others.
+    """
     end, sums = tokenizer.encode_single_token(template.end), []
     for conversation in conversations:
-        left = fit(conversation, tokenizer, model.config.context_length, template)
-        ids, counts = encode_conversation(left, tokenizer, template)
-        with evaluating(model):
-            losses = token_losses(model, ids, max(1, model.config.context_length // 2))
-        words = torch.tensor([count and i != end for i, count in zip(ids, counts, strict=True)])[1:]
-        said = "".join(turn["content"] for turn in left if turn["role"] == "assistant")
-        sums.append([losses[words].sum().item(), words.sum().item(), len(said.encode("utf-8"))])
+        with contextlib.suppress(ValueError):
+            left = fit(conversation, tokenizer, model.config.context_length, template)
+            ids, counts = encode_conversation(left, tokenizer, template)
+            with evaluating(model):
+                losses = token_losses(model, ids, max(1, model.config.context_length // 2))
+            words = torch.tensor([count and i != end for i, count in zip(ids, counts, strict=True)])[1:]
+            said = "".join(turn["content"] for turn in left if turn["role"] == "assistant")
+            sums.append([losses[words].sum().item(), words.sum().item(), len(said.encode("utf-8"))])
     return perplexity_of(torch.tensor(sums, dtype=torch.float64))
+
+
+def openings(conversations, tokenizer, template, max_tokens):
+    """The conversations up to the user's first turn, where that has at most `max_tokens`."""
+    made = []
+    for conversation in conversations:
+        first = next(i for i, turn in enumerate(conversation) if turn["role"] == "user")
+        opened = conversation[: first + 1]
+        if len(encode_conversation(opened, tokenizer, template, prompt=True)[0]) <= max_tokens:
+            made.append(opened)
+    return made
+
+
+def without_earlier(context):
+    """The system line, if there is one, and the user's last turn."""
+    return [turn for turn in context[:1] if turn["role"] == "system"] + context[-1:]
+
+
+def context_gain(model, tokenizer, template, conversations):
+    """What the earlier turns are worth: bits per byte of the assistant's turns but the first, after the conversation so
+    far (`whole`) and after the user's last turn alone (`alone`), and what the first saves (`gain`).
+
+    {"whole", "alone", "gain", "interval" of the gain, over conversations, "n" turns, "conversations"}; turns whose user
+    turn has no room in half of the context are left out. Where none is left, the figures are NaN.
+    """
+    asked, sizes, owners = [], [], []
+    for i, conversation in enumerate(conversations):
+        for k, turn in enumerate(conversation):
+            if turn["role"] != "assistant" or k < 2 or conversation[k - 2]["role"] != "assistant":
+                continue
+            with contextlib.suppress(ValueError):
+                room = model.config.context_length // 2
+                both = [encode_conversation(fit(some, tokenizer, room, template, prompt=True), tokenizer, template,
+                                            prompt=True)[0] for some in (conversation[:k],
+                                                                         without_earlier(conversation[:k]))]
+                asked += [(ids, tokenizer.encode_ordinary(turn["content"])[:room]) for ids in both]
+                sizes.append(len(tokenizer.decode(asked[-1][1]).encode("utf-8")))
+                owners.append(i)
+    if not asked:
+        nan = float("nan")
+        return {"whole": nan, "alone": nan, "gain": nan, "interval": (nan, nan), "n": 0, "conversations": 0}
+    with evaluating(model):
+        nats = torch.tensor([losses.sum().item() for losses, _ in score_completions(model, asked)], dtype=torch.float64)
+    rows = torch.cat([nats.view(-1, 2) / math.log(2), torch.tensor(sizes, dtype=torch.float64).view(-1, 1)], dim=1)
+    rows = torch.stack([rows[torch.tensor(owners) == i].sum(dim=0) for i in sorted(set(owners))])
+
+    def per_byte(some):
+        whole, alone, size = some.sum(dim=0).tolist()
+        return whole / size, alone / size, (alone - whole) / size
+
+    whole, alone, gain = per_byte(rows)
+    interval = bootstrap(rows, lambda some: per_byte(some)[2])
+    return {"whole": whole, "alone": alone, "gain": gain, "interval": interval, "n": len(sizes),
+            "conversations": len(rows)}  # fmt: skip
 
 
 def next_turns(conversations):

@@ -7,6 +7,9 @@
 other domain; `smollm2`: the airline with LoRA; `search`: twelve short runs of the course base with random settings;
 `judge`: SmolLM2 says which of two next turns is better, in both orders. Each run is one row of
 conversations_smollm2.json beside this file (or --out FILE); the same command goes on where it stopped.
+
+All of it is about the two domains of the course, whose probes plant cities, days and subjects: nobody can write probes
+for chats that they have not read. A model of your own chats is trained and measured by lesson 5.6, without probes.
 """
 
 import argparse
@@ -81,9 +84,9 @@ def judged(n=N_JUDGED):
     """What SmolLM2 says of pairs (true next turn, a stranger): log-odds of the letter A in both orders."""
     model, tokenizer, _ = load("smollm2")
     triples = chats.next_turns(chats.parts("airline")[2])[:n]
-    entries = [{"instruction": "Continue this conversation with the assistant's next turn.",
+    entries = [{"instruction": "Continue this conversation with the assistant's next turn.", "output": true,
                 "input": "\n".join(f"{turn['role']}: {turn['content']}" for turn in context)}
-               for context, _, _ in triples]  # fmt: skip
+               for context, true, _ in triples]  # fmt: skip
     asked = list(zip(entries, (true for _, true, _ in triples), (other for _, _, other in triples), strict=True))
     first = by_letter(model, tokenizer, asked).tolist()
     second = by_letter(model, tokenizer, [(entry, b, a) for entry, a, b in asked]).tolist()

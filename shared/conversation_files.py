@@ -42,7 +42,7 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{file}: line {line} is not {encoding} (byte 0x{content[error.start]:02x}): save the whole "
-                         "file in one encoding, or name it") from None  # fmt: skip
+                         "file as UTF-8, or name its encoding") from None  # fmt: skip
     try:
         if not text.strip():
             raise ValueError("the file is empty")
@@ -55,17 +55,18 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
 
 
 def _from_csv(text, known):
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    separator = max(",;\t", key=text.lstrip().split("\n")[0].count)  # spreadsheets of many countries write semicolons
+    rows = csv.DictReader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=separator)
     columns = {(name or "").strip().casefold(): name for name in rows.fieldnames}
-    thread, speaker, said = (next((columns[name] for name in names if name in columns), None)
-                             for names in (THREAD, SPEAKER, SAID))  # fmt: skip
-    if None in (thread, speaker, said):
-        wanted = " and ".join(f"one of {', '.join(names)}" for names in (THREAD, SPEAKER, SAID))
+    places = [next((columns[name] for name in names if name in columns), None) for names in (THREAD, SPEAKER, SAID)]
+    if None in places:
+        wanted = " and ".join(f"one of {', '.join(names)}" for names, place in zip((THREAD, SPEAKER, SAID), places)
+                              if place is None)  # fmt: skip
         raise ValueError(f"its columns are {', '.join(map(repr, rows.fieldnames))}; it needs {wanted}")
+    thread, speaker, said = places
     found = {}
     for row in rows:
-        turn = {"role": _role(row[speaker], known), "content": row[said] or ""}
-        found.setdefault(row[thread], []).append(turn)
+        found.setdefault(row[thread], []).append({"role": _role(row[speaker], known), "content": row[said] or ""})
     return list(found.values())
 
 

@@ -7,6 +7,7 @@ trainer, python's json and csv.
 import csv
 import importlib.util
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -119,6 +120,14 @@ def test_all_forms_of_file_hold_the_same_conversations(tmp_path):
         assert read_conversations(file) == chats, file.name
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_csv_of_spreadsheets_in_other_countries(tmp_path, separator):
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, delimiter=separator)
+        rows.writerows([["id", "role", "text"], [1, "user", "1,5; or\t2?"], [1, "bot", 'Two, "I" think;\nyes']])
+    assert read_conversations(tmp_path / "a.csv") == [talk("1,5; or\t2?", 'Two, "I" think;\nyes')]
+
+
 def test_a_log_goes_on_over_lines_and_knows_times_and_names(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("10:15 - Anna: Hi\nare you there?\n10:16 Bot: Yes.\nNote: I am a bot.\n\n---\nUser:\nHo\n", "utf-8")
@@ -142,8 +151,10 @@ def test_records_of_others(tmp_path):
 
 @pytest.mark.parametrize(("name", "content", "said"), [
     ("a.csv", b"question,answer\nWhy?,So.\n", "its columns are 'question', 'answer'; it needs one of conversation,"),
+    ("a.csv", b"role,text\nuser,Hi\n", "its columns are 'role', 'text'; it needs one of conversation, [a-z_, ]+ id$"),
+    ("a.csv", b"id;role;said\n1;user;Hi\n", "its columns are 'id', 'role', 'said'; it needs one of content, [a-z, ]+$"),
     ("a.csv", b"", "the file is empty"), ("a.jsonl", b" \n\n", "the file is empty"), ("a.log", b"", "is empty"),
-    ("a.csv", b"id,role,text\n1,user,caf\xe9\n", r"line 2 is not utf-8-sig \(byte 0xe9\): save the whole file in one"),
+    ("a.csv", b"id,role,text\n1,user,caf\xe9\n", r"line 2 is not utf-8-sig \(byte 0xe9\): save the whole file as"),
     ("a.json", '[{"text": "grün"}]'.encode("utf-16"), r"line 1 is not utf-8-sig \(byte 0xff\)"),
     ("a.json", b'[{"messages": [', "it is no JSON, and no JSON lines: Expecting value"),
     ("a.jsonl", b'{"messages": []}\n{"mess', "no JSON lines: line 2: Unterminated string"),
@@ -515,7 +526,68 @@ def test_parts_hold_different_conversations(tmp_path):
     own = tmp_path / "own.csv"
     own.write_text("id,role,text\n" + "".join(f"{i},user,Hi {i}\n{i},bot,Ho a{i}@example.org\n" for i in range(20)))
     training, _, test = chats.parts("airline", [own])
-    assert len(training) == 14 and len(test) == 4 and "[EMAIL]" in test[0][2]["content"]
+    assert len(training) == 14 and len(test) == 4 and test[0][1]["content"] == "Ho [EMAIL]"
+    assert [turn["role"] for turn in test[0]] == ["user", "assistant"]  # the airline's system line is not theirs
+
+
+def test_ones_own_chats_are_reported(tmp_path, monkeypatch, capsys):
+    """Hidden files are no chats; what cannot be used is counted; turns in a row are joined; too few is one error."""
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
+    assert chats.own_files() == []
+    folder = tmp_path / "my_chats"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"\x00\xff")
+    (folder / ".~lock.a.csv#").write_text("x")
+    rows = "".join(f"{i};shop;Hello!\n{i};user;Hi {i}\n" for i in range(2))
+    rows += "".join(f"{i};user;Hi\n{i};user;{i}\n{i};shop;+44 20 7946 0958\n" for i in range(2, 12))
+    (folder / "a.csv").write_text("id;role;text\n" + rows)
+    assert chats.own_files() == [folder / "a.csv"]
+    with pytest.raises(ValueError, match=r"a.csv: 0 of 12 conversations can be used, and ten are needed. 12 times: a "
+                                         r"turn is by 'shop'; the roles are system, user, assistant$"):  # fmt: skip
+        chats.parts("airline", chats.own_files())
+    capsys.readouterr()
+    kept = sum(chats.parts("airline", chats.own_files(), speakers={"Shop": "assistant"}), [])
+    assert sorted(turns[0]["content"] for turns in kept) == sorted(f"Hi\n{i}" for i in range(2, 12))
+    assert {turns[1]["content"] for turns in kept} == {"[PHONE]"}
+    said = capsys.readouterr().out
+    assert "2 of 12 conversations left out. 2 times: it begins with the assistant" in said
+    assert "masked as personal data: {'PHONE': 10}" in said
+    assert "2 test conversations: with fewer than eight, trust none of the intervals below" in said
+
+
+def test_what_the_earlier_turns_are_worth(either):
+    """By hand, from the logits; and a conversation whose turns do not fit, or that has one exchange, is left out."""
+    model, tokenizer, template = either
+    chat = TALKS[2]  # a system line, three exchanges
+    found = chats.context_gain(model, tokenizer, template, [chat, TALKS[0]])
+    nats, size = [0, 0], 0
+    for k in (4, 6):
+        said = chat[k]["content"]
+        size += len(said.encode())
+        for i, asked in enumerate((chat[:k], [chat[0], chat[k - 1]])):
+            ids = encode_conversation(asked, tokenizer, template, prompt=True)[0]
+            words = tokenizer.encode_ordinary(said)
+            with torch.no_grad():
+                log_probs = model(torch.tensor([ids + words]))[0].float().log_softmax(dim=-1)
+            nats[i] -= sum(log_probs[len(ids) - 1 + j, word].item() for j, word in enumerate(words))
+    whole, alone = (one / size / math.log(2) for one in nats)
+    assert found["n"] == 2 and found["conversations"] == 1
+    assert [found[key] for key in ("whole", "alone", "gain")] == pytest.approx([whole, alone, alone - whole], rel=1e-4)
+    assert found["interval"] == pytest.approx([found["gain"]] * 2)  # there is one conversation to draw
+    again = chats.context_gain(model, tokenizer, template, [chat, talk("word " * 9000, "a", "word " * 9000, "c")])
+    assert again == found  # no turn of the second has room
+    none = chats.context_gain(model, tokenizer, template, TALKS[:1])
+    assert none["n"] == none["conversations"] == 0 and math.isnan(none["gain"]) and math.isnan(none["interval"][0])
+
+
+def test_what_does_not_fit_is_left_out_of_measures(course):
+    model, tokenizer = course
+    giant = talk("word " * 600, "Yes.", "And?", "No.")
+    for some in (giant, talk("Hi", "word " * 600)):
+        found = chats.bits(model, tokenizer, COURSE, [*TALKS[:2], some])
+        assert len(found.sums) == 2 + (some is giant)  # the giant's last exchange fits
+    assert chats.openings([*TALKS, giant], tokenizer, COURSE, 200) == [
+        chat[: 2 if chat[0]["role"] == "system" else 1] for chat in TALKS]
 
 
 # --- the script and its table ----------------------------------------------------------------------------------------
@@ -530,6 +602,30 @@ def test_random_search_draws_all_settings_anew():
     assert all(1e-4 <= settings["lr"] <= 10**-2.3 and settings["epochs"] == 1 for settings in drawn)
     rows = experiment.plan(["search", "smollm2"], {"smollm2": 2}, 12)
     assert len(rows) == 15 and [row["seed"] for row in rows[12:]] == [None, 0, 1]
+
+
+def test_the_judge_is_asked_in_both_orders(smol, monkeypatch):
+    """With a judge that always says A, half of the verdicts are right, and none in both orders; one that knows the
+    true turn is right in all."""
+    monkeypatch.setattr(experiment, "load", lambda name: (*smol, CHATML))
+    found = experiment.judged(3)  # the questions are well-formed: a real model answers them
+    assert found["n_pairs"] == 3 and found["right"]["n"] == found["says_a"]["n"] == 6
+    right = [odds > 0 for odds in found["first"]] + [odds < 0 for odds in found["second"]]
+    assert found["right"]["k"] == sum(right) and all(map(math.isfinite, found["first"] + found["second"]))
+    triples = experiment.chats.next_turns(experiment.chats.parts("airline")[2])[:5]
+    true = [turn for _, turn, _ in triples]
+
+    def always_a(model, tokenizer, asked):
+        return torch.ones(len(asked))
+
+    def knows(model, tokenizer, asked):
+        assert [entry["output"] for entry, _, _ in asked] == true
+        return torch.tensor([1.0 if a == turn else -1.0 for (_, a, _), turn in zip(asked, true, strict=True)])
+
+    for judge, expected in ((always_a, (5, 10, 0)), (knows, (10, 5, 5))):
+        monkeypatch.setattr(experiment, "by_letter", judge)
+        found = experiment.judged(5)
+        assert (found["right"]["k"], found["says_a"]["k"], found["right_in_both_orders"]["k"]) == expected
 
 
 def test_the_saved_table_is_of_this_sample_and_these_probes():

@@ -1,6 +1,9 @@
-"""Lesson 3.2 with a text of the reader's own: it runs to its end, and a file that will not do gets one clear line."""
+"""Lesson 3.2 with a text of the reader's own, and 5.6 with their own chats: they run to their ends, and a file that
+will not do gets one clear line."""
 
 import ast
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -14,16 +17,23 @@ from tools import notebooks
 
 LESSON = notebooks.ROOT / "03_gpt" / "02_pretraining_the_verdict.ipynb"
 STORY = (data.places.SAMPLES / "the-lamp-room.txt").read_text(encoding="utf-8")
+CONVERSATIONS = notebooks.ROOT / "05_instruction_finetune" / "06_conversations.ipynb"
 RUN = """
+import json
 import sys
 from shared import data
 from tests import bites
 from tools import notebooks
-changes = {"STEPS = 64, 4, 420": "STEPS = 64, 4, 12"}
+changes = json.loads(sys.argv[2])
 lesson = bites.Lesson(bites.smaller(bites.code_of(notebooks.read(sys.argv[1])), changes))
 for number in lesson.cells:
     sys.stdout.write(lesson.run(number))
 """
+
+
+def run(lesson, changes, environment):
+    return subprocess.run([sys.executable, "-c", RUN, str(lesson), json.dumps(changes)], cwd=notebooks.ROOT,
+                          env=environment, capture_output=True, encoding="utf-8")  # fmt: skip
 
 
 def test_a_text_of_the_readers_own_is_trained_on_and_reported(tmp_path):
@@ -31,12 +41,48 @@ def test_a_text_of_the_readers_own_is_trained_on_and_reported(tmp_path):
     (tmp_path / "mine.txt").write_text("Es war einmal ein König. " * 60, encoding="utf-8-sig")
     environment = os.environ | {"LLM_TEXT": "~/mine.txt", "HOME": str(tmp_path), "USERPROFILE": str(tmp_path),
                                 "MPLBACKEND": "Agg", "LLM_SCALE": "quick", "LLM_DEVICE": "cpu"}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", RUN, str(LESSON)], cwd=notebooks.ROOT, env=environment,
-                          capture_output=True, encoding="utf-8")  # fmt: skip
+    done = run(LESSON, {"STEPS = 64, 4, 420": "STEPS = 64, 4, 12"}, environment)
     assert done.returncode == 0, done.stderr
     assert "text: mine.txt" in done.stdout and "\ufeff" not in done.stdout
     assert "not as in the course's text: after a known prompt the model recites" in done.stdout
     assert done.stdout.endswith("ok\n")  # the last exercise
+
+
+REPAIRS = [  # what two people say, the user first
+    "My kettle does not heat.|Does its lamp light up?|No, it stays dark.|Then it is the switch: 12 euros.|Thanks.",
+    "Do you repair toasters?|We do. What is wrong with yours?|It burns one side.|Bring it on Tuesday, please.",
+    "When are you open?|From 9 to 5, Monday to Friday.|And on Saturdays?|No, then we are closed.",
+    "Is my radio ready?|Which number is on your slip?|It is 4471.|Number 4471 is ready.",
+    "Is my mixer ready?|Which number is on your slip?|It is 5120.|Not yet.|Please write to ann@example.org then.",
+    "My iron leaks.|It needs a new seal: 9 euros.", "My fan is loud.|It needs oil: 4 euros.", "Hello|Hello!",
+    "Can you fetch my oven?|Where do you live?|Near the mill.|We come at 10.", "A new plug, please.|That is 5 euros.",
+    "A giant: " + "and so on " * 600 + "|Yes.", "My kettle leaks.|" + "That is bad. " * 300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("base", ["", "smollm2"])
+def test_chats_of_the_readers_own_are_trained_on_and_talked_to(tmp_path, base):
+    """Twelve chats as a spreadsheet writes them: names of one's own, no system line, the user last, one exchange, a
+    turn longer than the context, hidden files beside them. From the course base, and from a model with ChatML."""
+    folder = tmp_path / "my_chats"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"\x00\x01")
+    with open(folder / "repairs.csv", "w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, delimiter=";")
+        rows.writerow(["Chat", "Speaker", "Text"])
+        rows.writerows([i, ("Guest", "Shop")[k % 2], said] for i, chat in enumerate(REPAIRS)
+                       for k, said in enumerate(chat.split("|")))  # fmt: skip
+    environment = os.environ | {"LLM_DATA_DIR": str(tmp_path), "LLM_BASE": base, "LLM_OFFLINE": "1", "LLM_MIRROR": "",
+                                "MPLBACKEND": "Agg", "LLM_SCALE": "quick", "LLM_DEVICE": "cpu"}  # fmt: skip
+    changes = {"speakers = {}": 'speakers = {"guest": "user", "shop": "assistant"}', "(1e-3, 60) if": "(1e-3, 8) if"}
+    done = run(CONVERSATIONS, changes, environment)
+    assert done.returncode == 0, done.stderr
+    name = "smollm2-tiny" if base else "course_base"
+    assert "masked as personal data: {'EMAIL': 1}" in done.stdout
+    assert "your own chats: 8 + 2 + 2 conversations" in done.stdout
+    assert "nothing is asked here of your chats" in done.stdout and f"{name} on your own chats: " in done.stdout
+    assert (tmp_path / f"{name}-my_chats" / "model.safetensors").is_file()
+    assert done.stdout.count("our solution: ok") == 2
 
 
 def taught(name, **given):

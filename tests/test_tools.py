@@ -408,6 +408,20 @@ def test_save_refuses_sample_data(tmp_path, monkeypatch):
             save.main(wrong)
 
 
+def test_save_keeps_a_maintainers_own_chats_out_of_lesson_5_6(tmp_path, monkeypatch):
+    path = make_notebook(tmp_path / "01_toy/06_conversations.ipynb", GOOD)
+    before = path.read_bytes()
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(save, "sample_data", list)
+    (tmp_path / "data/my_chats").mkdir(parents=True)
+    (tmp_path / "data/my_chats/.DS_Store").touch()
+    assert save.own_chats() == []
+    (tmp_path / "data/my_chats/a.csv").write_text("id,role,text\n")
+    with pytest.raises(SystemExit, match="my_chats holds chats of your own"):
+        save.main(["--no-venv", str(path)])
+    assert path.read_bytes() == before
+
+
 def test_sample_data_names_what_is_not_real(monkeypatch, tmp_path):
     monkeypatch.delenv("LLM_MIRROR", raising=False)
     monkeypatch.setenv("LLM_OFFLINE", "1")

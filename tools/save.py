@@ -43,6 +43,13 @@ def sample_data():
     return [name for name, entry in REGISTRY.items() if entry.sample and is_sample(fetch(name))]
 
 
+def own_chats():
+    """The maintainer's own chats, on which lesson 5.6 would train (`own_files` in 05_instruction_finetune/chats.py)."""
+    from shared.data.places import data_dir
+
+    return sorted(file for file in (data_dir() / "my_chats").glob("[!.]*") if file.is_file())
+
+
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m tools.save", allow_abbrev=False, description=__doc__,
@@ -67,8 +74,12 @@ def main(arguments=None):
     if samples and not options.allow_sample:
         raise SystemExit(f"not saved: bundled samples stand in for {', '.join(samples)}, and saved outputs must come "
                          "from the real data. Set LLM_MIRROR, or connect to the network.")
+    paths = options.notebooks or notebooks.lessons()
+    if own_chats() and any(path.name == "06_conversations.ipynb" for path in paths):
+        raise SystemExit(f"not saved: {own_chats()[0].parent} holds chats of your own, and lesson 5.6 would print them "
+                         "into the notebook. Move the folder away first.")
     failed = 0
-    for path in options.notebooks or notebooks.lessons():
+    for path in paths:
         if found := save(path):
             failed += 1
             print("\n".join(f"    {line}" for line in found))

@@ -32,9 +32,11 @@ MUTATIONS = [
 
 SMALLER = {
     'data.places.data_dir() / "lesson-5.6"': "Path(__import__('tempfile').mkdtemp())",
-    'data.places.data_dir() / f"{tokenizer.name}-airline"': "Path(__import__('tempfile').mkdtemp())",
+    "data.places.data_dir() / f\"{tokenizer.name}-{'my_chats' if mine else 'airline'}\"":
+        "Path(__import__('tempfile').mkdtemp())",
     "epochs=4, batch_size=4, threads=2": "epochs=2, batch_size=8, threads=2",
-    'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:4]',
+    "(1e-3, 60) if": "(1e-3, 8) if",
+    'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
 }
 LEFT_OUT = ["picture = torch.full((len(some)", "figure, axis = plt.subplots(figsize=(7.5",
@@ -46,9 +48,8 @@ WRONG_ANSWERS = {
     """,
     "bits_after_training": """
         def bits_after_training(everything):
-            copied = copy.deepcopy(model)
-            copied.load_state_dict(start)
-            train(copied, instruction_loader(few, 4), loss_fn=answer_loss, lr=lr, warmup_steps=2, progress=False)
-            return chats.bits(copied, tokenizer, COURSE, validation).bits_per_byte  # `everything` is forgotten
+            fresh, _ = load_base(COURSE_BASE)
+            train(fresh, instruction_loader(few, 4), loss_fn=answer_loss, lr=1e-3, warmup_steps=2, progress=False)
+            return chats.bits(fresh, course_tokenizer, COURSE, unseen).bits_per_byte  # `everything` is forgotten
     """,
 }

@@ -24,6 +24,8 @@ MUTATIONS = [
              replace="in_ours = apply_lora(copy.deepcopy(base))"),
     Mutation("the rows are filled on the other side", find="rows = [pad + ids if side == \"left\" else ids + pad",
              replace="rows = [pad + ids if side != \"left\" else ids + pad"),
+    Mutation("the adapters are dropped, not merged", find="script.model.merge_and_unload()",
+             replace="script.model.unload()"),
     Mutation("going on from nothing", find="resume=str(folder / \"runs/checkpoint-5\")", replace="resume=None"),
     Mutation("the untrained model is handed over", find="sft.save_model(str(folder / \"tuned\"))",
              replace="their_base.save_pretrained(folder / \"tuned\")\nhanded_over = their_tokenizer.save_pretrained("
@@ -31,7 +33,8 @@ MUTATIONS = [
 ]  # fmt: skip
 
 SMALLER = {}
-LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers"]
+LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers",
+            "longer = sft_run("]
 WRONG_ANSWERS = {
     "verdict": """
         def verdict(ids, labels):
