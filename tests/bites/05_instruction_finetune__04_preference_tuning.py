@@ -32,12 +32,12 @@ MUTATIONS = [
 
 SMALLER = {
     "judge=360, pairs=160, audit=120, prompts=48, small=2e-4":
-        "judge=120, pairs=64, audit=120, prompts=24, small=2e-4",
+        "judge=120, pairs=64, audit=72, prompts=24, small=2e-4",
     "tokenizer, training[:560], epochs=passes(560, training)": "tokenizer, training[:160], epochs=1",
 }
 LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "def plot_changes(", "kept_whole = copy.deepcopy", "def arm_lines(",
             "def paired(", "plt.axhline(0.5", 'STAGES = [("smollm2"', "plt.hist(",
-            "won = points(wrong_polite", "other_judge = finished"]
+            "won = points(wrong_polite", "common = Counter(", "other_judge = finished"]
 WRONG_ANSWERS = {
     "pair_weights": """
         def pair_weights(policy, reference, beta):

@@ -32,7 +32,7 @@ MUTATIONS = [
                      "folder / \"tuned\")"),
 ]  # fmt: skip
 
-SMALLER = {}
+SMALLER = {"sft_run(steps=6, assistant": "sft_run(steps=2, assistant"}
 LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers",
             "longer = sft_run("]
 WRONG_ANSWERS = {
