@@ -58,7 +58,7 @@ class Guard:
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self.key):
                 wants = {"WWW-Authenticate": "Bearer"}
                 return ApiError(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key",
-                                headers=wants)  # fmt: skip
+                                kind="authentication_error", headers=wants)  # fmt: skip
         return None
 
     async def __call__(self, scope, receive, send):
@@ -104,13 +104,20 @@ async def read_request(request, shape):
         raise ApiError(400, message, "invalid_value", param) from None
 
 
-def openapi_with_bodies(document, shapes):
-    """Add what the requests hold to FastAPI's description, since `read_request` reads them: {path: shape}."""
+def openapi_with_bodies(document, shapes, names):
+    """Add what the requests hold to FastAPI's description, since `read_request` reads them: {path: shape}.
+
+    `names` are those of the models that answer.
+    """
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for path, shape in shapes.items():
         made = shape.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(made.pop("$defs", {}))
         schemas[shape.__name__] = made
+        if "model" in made["properties"]:
+            made["properties"]["model"]["enum"] = names
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}
         document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+    for part in document["paths"]["/v1/models/{name}"]["get"]["parameters"]:
+        part["schema"]["enum"] = names
     return json.loads(json.dumps(document))

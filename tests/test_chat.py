@@ -370,6 +370,7 @@ def test_an_end_in_the_middle_of_a_character_shows_that_something_is_missing():
     ({"min_p": -1}, "min_p"), ({"repetition_penalty": 0}, "repetition_penalty"), ({"n": 0}, "n"), ({"n": 9}, "n"),
     ({"presence_penalty": 2.5}, "presence_penalty"), ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 2**31}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": 1e300}, "max_tokens"), ({"n": "1.0"}, "n"), ({"n": True}, "n"),
     ({"max_completion_tokens": -1}, "max_completion_tokens"), ({"seed": 2**63}, "seed"), ({"seed": 10**400}, "seed"),
     ({"stop": ""}, "stop"), ({"stop": ["x"] * 17}, "stop"), ({"stop": [1]}, "stop"), ({"stream": "yes"}, "stream"),
     ({"top_logprobs": 2}, None), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -380,6 +381,13 @@ def test_bad_fields_are_named(url, body, param):
     error = error_of(ask(url, **body), 400)
     assert error["type"] == "invalid_request_error" and (error["param"] or "").startswith(param or "")
     assert len(error["message"]) < 500
+
+
+@pytest.mark.parametrize("body", [{"max_tokens": 3.0, "n": 2.0, "seed": -1e3, "top_k": 4e1},
+                                  {"max_completion_tokens": 3.0, "logprobs": True, "top_logprobs": 2.0}])  # fmt: skip
+def test_a_whole_number_may_be_written_with_a_point(url, body):
+    made = ask(url, model="stand-in", ignore_eos=True, **body).json()
+    assert made["usage"]["completion_tokens"] == 3 * len(made["choices"]) == 3 * body.get("n", 1)
 
 
 def test_unknown_models_and_routes(url):
@@ -400,6 +408,9 @@ def test_the_description_names_every_error_and_every_bound(url):
     assert {"200", "400", "401", "404", "413", "429", "503"} <= set(post["responses"])
     shape = document["components"]["schemas"]["ChatRequest"]
     assert shape["required"] == ["model", "messages"]
+    assert shape["properties"]["model"]["enum"] == ["stand-in", "alpaca", "scripted", "gpt-5.4"]
+    (name,) = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    assert name["schema"]["enum"] == shape["properties"]["model"]["enum"]
     bounds = next(kind for kind in shape["properties"]["temperature"]["anyOf"] if kind["type"] == "number")
     assert (bounds["minimum"], bounds["maximum"]) == (0, 2)
     page = requests.get(f"{url}/docs", timeout=10).text
@@ -431,7 +442,8 @@ def test_a_key_is_asked_for():
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing", "//", "/chat_pag"):
             for given in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "geheim-é".encode()}):
                 assert requests.get(f"{address}{path}", headers=given, timeout=10).status_code == 401, path
-        assert error_of(ask(address), 401)["code"] == "invalid_api_key"
+        error = error_of(ask(address), 401)
+        assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
         key = {"Authorization": "Bearer geheim-é".encode()}
         assert requests.get(f"{address}/v1/models", headers=key, timeout=10).status_code == 200
 
