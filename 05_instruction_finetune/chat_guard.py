@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from chat_api import ApiError, first_problem
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 MAX_BODY = 2**20  # bytes of a request that are kept; more of it is read and thrown away, so that the client hears why
 BODY_SECONDS = 20.0
@@ -95,6 +96,8 @@ async def read_request(request, shape):
                     break
     except TimeoutError:
         raise ApiError(408, f"the request did not arrive within {BODY_SECONDS:.0f} seconds", "timeout") from None
+    except ClientDisconnect:  # nobody reads this
+        raise ApiError(400, "the client left before its request was complete", "incomplete") from None
     if size > MAX_BODY:
         raise ApiError(413, f"the request is larger than {MAX_BODY:,} bytes", "too_large")
     try:

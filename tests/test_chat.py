@@ -7,12 +7,14 @@ import csv
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import openai
 import pytest
@@ -254,6 +256,34 @@ def test_curl_with_and_without_v1(url):
     for path in ("/models", "/v1/models/alpaca", "/models/alpaca", "/health", "/metrics", "/openapi.json", "/docs"):
         assert requests.get(f"{url}{path}", timeout=10).status_code == 200, path
     assert ask(url, "/completions", prompt="x", max_tokens=1).status_code == 200
+
+
+def test_the_command_llm_unchanged(url, tmp_path):
+    pytest.importorskip("llm", reason="not installed: tests/requirements.txt has it")
+    models = [{"model_id": "here", "model_name": "scripted", "api_base": f"{url}/v1"}]
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models), encoding="utf-8")  # JSON is YAML too
+    env = os.environ | {"LLM_USER_PATH": str(tmp_path), "NO_PROXY": "*", "PYTHONUTF8": "1"}
+
+    def llm(*arguments):
+        return subprocess.run([sys.executable, "-m", "llm", *arguments], env=env, capture_output=True, check=True,
+                              timeout=60).stdout.decode()  # fmt: skip
+
+    assert llm("-m", "here", "hello", "-o", "temperature", "0") == f"{TRICKY}\n"
+    assert llm("-c", "and again", "--no-stream", "-o", "temperature", "0", "-s", "Be kind.") == f"{TRICKY}\n"
+
+
+def test_langchain_unchanged(url):
+    langchain_openai = pytest.importorskip("langchain_openai", reason="not installed: tests/requirements.txt has it")
+    model = langchain_openai.ChatOpenAI(model="scripted", base_url=f"{url}/v1", api_key="none", temperature=0,
+                                        stream_usage=True)  # fmt: skip
+    whole = model.invoke([("system", "Be kind."), ("human", "hello")])
+    assert whole.content == TRICKY and whole.response_metadata["finish_reason"] == "stop"
+    chunks = [*model.stream("hello")]
+    assert "".join(chunk.content for chunk in chunks) == TRICKY and len(chunks) > 10
+    n = len(TOKENIZER.encode_ordinary(TRICKY))
+    assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) == n
+    assert [made.content for made in model.batch(["hello", "hi"], stop=["Stop"])] == [TRICKY.partition("Stop")[0]] * 2
+    assert asyncio.run(model.ainvoke("hello")).usage_metadata["output_tokens"] == n
 
 
 # --- prompts
@@ -554,6 +584,84 @@ def test_a_slow_body_is_not_waited_for_forever(url, monkeypatch):
         one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{")
         one.settimeout(5)
         assert one.recv(2000).startswith(b"HTTP/1.1 408 ")
+
+
+NUMBERS = (b"0", b"-0.0", b"-1", b"1e308", b"-1e308", b"1e-400", b"1e400", b"NaN", b"-Infinity", b"9" * 400, b"5.5",
+           b"9223372036854775808", b"2147483648", b"true", b'"1"', b"[]", b"{}", b"null")  # fmt: skip
+FIELDS = (b"temperature", b"top_p", b"top_k", b"min_p", b"max_tokens", b"max_completion_tokens", b"seed", b"n", b"stop",
+          b"stream", b"logprobs", b"top_logprobs", b"presence_penalty", b"frequency_penalty", b"repetition_penalty",
+          b"prefix_token_ids", b"stream_options", b"messages", b"model", b"prompt", b"input")  # fmt: skip
+PATHS = ("/v1/chat/completions",) * 5 + ("/v1/completions", "/v1/classify", "/vote", "/v1/models/%ff%00", "/%2e%2e/")
+
+
+def hostile_body(rng):
+    """A body by which somebody might try to break the service."""
+    honest = message(b'"hello"')[:-1] + b', "max_tokens": 2}'
+    match rng.randrange(7):
+        case 0:
+            return rng.choice([*HOSTILE.values()])
+        case 1:
+            fields = [b'"%b": %b' % (rng.choice(FIELDS), rng.choice(NUMBERS)) for _ in range(rng.randint(1, 3))]
+            return honest[:-1] + b", " + b", ".join(fields) + b"}"
+        case 2:
+            return honest[: rng.randrange(len(honest))]
+        case 3:
+            broken = bytearray(honest)
+            for _ in range(rng.randint(1, 4)):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+            return bytes(broken)
+        case 4:
+            return message(b'"%b"' % b"".join(rb"\u%04x" % rng.randrange(0x10000) for _ in range(rng.randint(1, 50))))
+        case 5:
+            mark, depth = rng.choice([b"[", b'{"a":']), rng.choice([10, 1000, 100_000])
+            return rng.choice([b"", honest[:-1] + b', "messages": ', honest[:-1] + b', "x": ']) + mark * depth
+        case _:
+            return rng.randbytes(rng.choice([1, 100, 10_000]))
+
+
+def be_rude(port, rng):
+    """Half-closed, cut off, or read slowly: a client that does not keep to the order of a conversation."""
+    body = message(b'"hello"')[:-1] + b', "stream": true, "n": 4, "logprobs": true, "top_logprobs": 20}'
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with contextlib.suppress(OSError), socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        one.settimeout(0.3)
+        one.connect(("127.0.0.1", port))
+        one.sendall((head + body)[: rng.choice([0, 10, len(head), len(head) + 20, 10_000])])
+        if rng.random() < 0.5:
+            one.shutdown(socket.SHUT_WR)
+        for _ in range(rng.randrange(3)):
+            time.sleep(0.05)
+            if not one.recv(100):
+                break
+
+
+def test_a_thousand_hostile_requests_in_one_run(capfd):
+    served, rng = scripted(), random.Random(1)
+    plan = ["body"] * 880 + ["rude"] * 110 + ["large"] * 10
+    rng.shuffle(plan)
+    with running(chat.create_app([served])) as address:
+        port = int(address.rpartition(":")[2])
+
+        def send(job):
+            i, kind = job
+            rng = random.Random(i)
+            if kind == "rude":
+                return be_rude(port, rng)
+            content = hostile_body(rng) if kind == "body" else message(b'"' + b"x" * 10_000_000 + b'"')
+            return raw(address, content, rng.choice(PATHS)).status_code
+
+        begun, statuses = time.monotonic(), []
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            for start in range(0, len(plan), 100):
+                statuses += pool.map(send, enumerate(plan[start : start + 100], start))
+                assert ask(address).json()["choices"][0]["message"]["content"] == TRICKY
+        told = Counter(status for status in statuses if status is not None)
+        assert len(statuses) == 1000 and max(told) < 500, told
+        assert told[200] > 20 and told[400] > 400 and told[413] and told[404] and told[405], told
+        wait_until(lambda: not served.scheduler.running and not served.scheduler.waiting, 30)
+        assert ask(address).status_code == 200 and time.monotonic() - begun < 120
+    assert "Traceback" not in capfd.readouterr().err, "something went wrong behind the answers"
 
 
 # --- load, and an end in good order
