@@ -19,9 +19,9 @@ def whole(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int = Annotated[int, BeforeValidator(whole)]
+WHOLE = BeforeValidator(whole)  # behind the bounds, else the description loses them
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-TokenId = Annotated[Int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31), WHOLE]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -69,15 +69,15 @@ class Request(Strict):
     model: Annotated[str, Field(min_length=1, max_length=200)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[Int, Field(ge=-1, lt=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    max_tokens: Annotated[Int, Field(ge=0, lt=2**31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
@@ -92,9 +92,9 @@ class ChatRequest(Request):
         {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]}]})  # fmt: skip
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[Int, Field(ge=0, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = None
     response_format: ResponseFormat | None = None
     prefix_token_ids: Annotated[list[TokenId], Field(max_length=MAX_TEXT)] | None = Field(
         None, description="How the answer begins; what is returned goes on from there. Not part of OpenAI's interface."
@@ -121,7 +121,7 @@ class CompletionRequest(Request):
                     Field(min_length=1, max_length=MAX_CHOICES)]
         | None
     ) = None  # fmt: skip
-    logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = None
 
     def wanted(self):
         return 16 if self.max_tokens is None else self.max_tokens, self.logprobs

@@ -120,7 +120,10 @@ def openapi_with_bodies(document, shapes, names):
         if "model" in made["properties"]:
             made["properties"]["model"]["enum"] = names
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}
-        document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        post = document["paths"][path]["post"]
+        post["requestBody"] = {"required": True, "content": content}
+        if "stream" in made["properties"]:
+            post["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     for part in document["paths"]["/v1/models/{name}"]["get"]["parameters"]:
         part["schema"]["enum"] = names
     return json.loads(json.dumps(document))

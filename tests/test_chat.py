@@ -443,6 +443,10 @@ def test_the_description_names_every_error_and_every_bound(url):
     assert name["schema"]["enum"] == shape["properties"]["model"]["enum"]
     bounds = next(kind for kind in shape["properties"]["temperature"]["anyOf"] if kind["type"] == "number")
     assert (bounds["minimum"], bounds["maximum"]) == (0, 2)
+    for field, least, most in (("n", 1, 8), ("top_logprobs", 0, 20)):
+        bounds = next(kind for kind in shape["properties"][field]["anyOf"] if kind["type"] == "integer")
+        assert (bounds["minimum"], bounds["maximum"]) == (least, most), field
+    assert {*post["responses"]["200"]["content"]} == {"application/json", "text/event-stream"}
     page = requests.get(f"{url}/docs", timeout=10).text
     assert "POST /v1/chat/completions" in page and "frequency_penalty" in page and "http" not in page.lower()
 
