@@ -78,7 +78,7 @@ def test_scorecard_and_exit_status(toy, tmp_path, capsys):
     checkout = checkout_with(tmp_path / "toy", {"test_toy.py": ONE_OF_EACH})
     assert __main__.main(["--suites", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert said.splitlines()[1].split()[:6] == ["Toy", "no", "git", "1", "1", "1"]
+    assert said.splitlines()[2].split()[:6] == ["Toy", "no", "git", "1", "1", "1"]
     assert "test_toy.py::test_difference\n      AssertionError: two less one" in said
     assert "test_toy.py::test_elsewhere\n      needs a model" in said and "test_sum" not in said
     checkout_with(checkout, {"test_toy.py": ONE_OF_EACH.replace("== 3", "== 1")})
@@ -174,7 +174,7 @@ def test_openai_python_runs_with_its_own_code_and_changes_nothing(tmp_path, url,
     monkeypatch.setattr(openai_python, "PACKAGES", ())
     before = contents(checkout)
     assert __main__.main(["--suites", str(tmp_path), "--only", "openai-python", f"{url}/v1/"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:6] == ["openai-python", "no", "git", "3", "0", "0"]
+    assert capsys.readouterr().out.splitlines()[2].split()[:6] == ["openai-python", "no", "git", "3", "0", "0"]
     assert contents(checkout) == before
     (checkout / "tests/api_resources/test_models.py").unlink()
     (result,) = openai_python.run(checkout, tmp_path, None)
@@ -220,6 +220,9 @@ def test_schemathesis_results_are_read_from_its_report(tmp_path, monkeypatch):
     monkeypatch.setattr(schemathesis, "START", start)
     results = schemathesis.run(None, tmp_path, SimpleNamespace(url="http://x", python=sys.executable))
     assert results == [Result("GET /a", "passed"), Result("POST /b", "failed", "ST201")]
+    monkeypatch.setattr(schemathesis, "START", start.replace("</testcase></testsuite></testsuites>", ""))
+    (broken_off,) = schemathesis.run(None, tmp_path, SimpleNamespace(url="http://x", python=sys.executable))
+    assert broken_off.outcome == "failed" and "ended with 1" in broken_off.reason
 
 
 def test_langchain_is_pointed_at_the_service(tmp_path, monkeypatch):

@@ -100,8 +100,11 @@ def run_command(command, folder, report, env):
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return [Result("the run", "failed", f"took more than {SECONDS} seconds")]
-    results = read_report(report) if report.is_file() else []
-    if done.returncode > 1 or not results:
+    try:
+        results = read_report(report)
+    except (OSError, ElementTree.ParseError):  # it broke off
+        results = []
+    if done.returncode not in (0, 1) or not results:
         last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it printed nothing"]
         results.append(Result("the run", "failed", one_line(f"{name} ended with {done.returncode}: {last[0]}")))
     return results

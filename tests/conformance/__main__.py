@@ -1,12 +1,14 @@
 """Strangers' tests on our code: `python -m tests.conformance --suites DIR [--only NAME] [URL]`.
 
 DIR holds the suites' own checkouts, each in a folder of the name that `git clone` gives it. Those of the chat service
-run against the one at URL, which is to be started first, with the names of models that the suites ask for:
+run against the one at URL, which is to be started first, with the names of models that the suites ask for. The first
+model must end its answers by itself; of the others only the form is tested, so a small one does:
 
-    python 05_instruction_finetune/chat.py smollm2 course_base \\
-        --alias gpt-5.4 --alias gpt-3.5-turbo-instruct --alias gpt-3.5-turbo
+    python 05_instruction_finetune/chat.py smollm2 course_base --alias gpt-5.4=course_base --alias gpt-4o-mini \\
+        --alias gpt-3.5-turbo=course_base --alias gpt-3.5-turbo-instruct=course_base
     python -m tests.conformance --suites DIR --python suites/bin/python http://127.0.0.1:8000
 
+schemathesis asks every model for long answers: it is sooner done with a service of course_base alone (`--only`).
 Their packages do not belong into the course's environment: `python -m venv suites`, pip install there what is asked
 for, and name its Python with --python. Prints a scorecard: suite, commit ("+" after it: with changes) or version, how
 many tests passed, failed and were skipped, and the reason for each that did not pass. The exit status is 0 where all
@@ -121,6 +123,7 @@ def main(argv=None):
         if reason := why_not(suite, arguments):
             print(f"{suite.NAME}: not run, {reason}")
             continue
+        print(f"{suite.NAME}: runs", flush=True)
         started = time.perf_counter()
         results = suite.run(place_of(suite, arguments), arguments.suites, arguments)
         rows.append((suite.NAME, version_of(suite, arguments), results, time.perf_counter() - started))

@@ -20,5 +20,6 @@ def run(checkout, suites, arguments):
     env = their_environment(PYTHONPATH=str(checkout.resolve() / "src"), TEST_API_BASE_URL=f"{arguments.url}/v1")
     for which, names in RUNS:
         files = [f"tests/api_resources/{name}" for name in names]
-        results += run_pytest(checkout, ["-o", "addopts=", "-k", which, *files], arguments.python, env)
+        options = ["-o", "addopts=", "-p", "no:inline_snapshot", "-k", which]  # that plugin writes into the checkout
+        results += run_pytest(checkout, [*options, *files], arguments.python, env)
     return results
