@@ -123,7 +123,8 @@ def openapi_with_bodies(document, shapes, names):
         post = document["paths"][path]["post"]
         post["requestBody"] = {"required": True, "content": content}
         if "stream" in made["properties"]:
-            post["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+            post["responses"]["200"]["content"]["text/event-stream"] = {"schema": event}
     for part in document["paths"]["/v1/models/{name}"]["get"]["parameters"]:
         part["schema"]["enum"] = names
     return json.loads(json.dumps(document))

@@ -446,7 +446,9 @@ def test_the_description_names_every_error_and_every_bound(url):
     for field, least, most in (("n", 1, 8), ("top_logprobs", 0, 20)):
         bounds = next(kind for kind in shape["properties"][field]["anyOf"] if kind["type"] == "integer")
         assert (bounds["minimum"], bounds["maximum"]) == (least, most), field
-    assert {*post["responses"]["200"]["content"]} == {"application/json", "text/event-stream"}
+    told = post["responses"]["200"]["content"]
+    assert {*told} == {"application/json", "text/event-stream"}
+    assert told["text/event-stream"]["schema"]["required"] == ["data"], "an event is an object with its data"
     page = requests.get(f"{url}/docs", timeout=10).text
     assert "POST /v1/chat/completions" in page and "frequency_penalty" in page and "http" not in page.lower()
 
