@@ -198,7 +198,8 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
             made = FastAPI.openapi(app)
             app.openapi_schema = openapi_with_bodies(made, {
                 "/v1/chat/completions": chat_api.ChatRequest, "/v1/completions": chat_api.CompletionRequest,
-                "/v1/classify": chat_api.ClassifyRequest, "/vote": chat_api.Vote})  # fmt: skip
+                "/v1/classify": chat_api.ClassifyRequest, "/vote": chat_api.Vote},
+                [*models, *aliases])  # fmt: skip
         return app.openapi_schema
 
     app.openapi = openapi

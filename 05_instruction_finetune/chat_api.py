@@ -1,6 +1,7 @@
 """The shapes of OpenAI's interface, for chat.py: what a request may hold, with bounds, and what an answer looks like.
 
-Unknown fields are ignored, as clients expect. Numbers are numbers (no "5" for 5), and NaN is none.
+Unknown fields are ignored, as clients expect. Numbers are numbers (no "5" for 5), and NaN is none; 5.0 is a whole one,
+as JSON has but one kind.
 """
 
 import time
@@ -9,12 +10,18 @@ from html import escape
 from itertools import accumulate
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MAX_MESSAGES, MAX_TEXT, MAX_CHOICES, MAX_STOPS, MAX_TOP = 1000, 400_000, 8, 16, 20
 
+
+def whole(value):
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(whole)  # behind the bounds, else the description loses them
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31), WHOLE]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -62,15 +69,15 @@ class Request(Strict):
     model: Annotated[str, Field(min_length=1, max_length=200)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
@@ -85,9 +92,9 @@ class ChatRequest(Request):
         {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]}]})  # fmt: skip
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = None
     response_format: ResponseFormat | None = None
     prefix_token_ids: Annotated[list[TokenId], Field(max_length=MAX_TEXT)] | None = Field(
         None, description="How the answer begins; what is returned goes on from there. Not part of OpenAI's interface."
@@ -114,7 +121,7 @@ class CompletionRequest(Request):
                     Field(min_length=1, max_length=MAX_CHOICES)]
         | None
     ) = None  # fmt: skip
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP), WHOLE] | None = None
 
     def wanted(self):
         return 16 if self.max_tokens is None else self.max_tokens, self.logprobs

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from chat_api import ApiError, first_problem
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 MAX_BODY = 2**20  # bytes of a request that are kept; more of it is read and thrown away, so that the client hears why
 BODY_SECONDS = 20.0
@@ -58,7 +59,7 @@ class Guard:
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self.key):
                 wants = {"WWW-Authenticate": "Bearer"}
                 return ApiError(401, "this server asks for a key: Authorization: Bearer KEY", "invalid_api_key",
-                                headers=wants)  # fmt: skip
+                                kind="authentication_error", headers=wants)  # fmt: skip
         return None
 
     async def __call__(self, scope, receive, send):
@@ -95,6 +96,8 @@ async def read_request(request, shape):
                     break
     except TimeoutError:
         raise ApiError(408, f"the request did not arrive within {BODY_SECONDS:.0f} seconds", "timeout") from None
+    except ClientDisconnect:  # nobody reads this
+        raise ApiError(400, "the client left before its request was complete", "incomplete") from None
     if size > MAX_BODY:
         raise ApiError(413, f"the request is larger than {MAX_BODY:,} bytes", "too_large")
     try:
@@ -104,13 +107,24 @@ async def read_request(request, shape):
         raise ApiError(400, message, "invalid_value", param) from None
 
 
-def openapi_with_bodies(document, shapes):
-    """Add what the requests hold to FastAPI's description, since `read_request` reads them: {path: shape}."""
+def openapi_with_bodies(document, shapes, names):
+    """Add what the requests hold to FastAPI's description, since `read_request` reads them: {path: shape}.
+
+    `names` are those of the models that answer.
+    """
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for path, shape in shapes.items():
         made = shape.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(made.pop("$defs", {}))
         schemas[shape.__name__] = made
+        if "model" in made["properties"]:
+            made["properties"]["model"]["enum"] = names
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}
-        document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        post = document["paths"][path]["post"]
+        post["requestBody"] = {"required": True, "content": content}
+        if "stream" in made["properties"]:
+            event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+            post["responses"]["200"]["content"]["text/event-stream"] = {"schema": event}
+    for part in document["paths"]["/v1/models/{name}"]["get"]["parameters"]:
+        part["schema"]["enum"] = names
     return json.loads(json.dumps(document))

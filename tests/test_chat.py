@@ -7,12 +7,14 @@ import csv
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import openai
 import pytest
@@ -256,6 +258,34 @@ def test_curl_with_and_without_v1(url):
     assert ask(url, "/completions", prompt="x", max_tokens=1).status_code == 200
 
 
+def test_the_command_llm_unchanged(url, tmp_path):
+    pytest.importorskip("llm", reason="not installed: tests/requirements.txt has it")
+    models = [{"model_id": "here", "model_name": "scripted", "api_base": f"{url}/v1"}]
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models), encoding="utf-8")  # JSON is YAML too
+    env = os.environ | {"LLM_USER_PATH": str(tmp_path), "NO_PROXY": "*", "PYTHONUTF8": "1"}
+
+    def llm(*arguments):
+        return subprocess.run([sys.executable, "-m", "llm", *arguments], env=env, capture_output=True, check=True,
+                              timeout=60).stdout.decode()  # fmt: skip
+
+    assert llm("-m", "here", "hello", "-o", "temperature", "0") == f"{TRICKY}\n"
+    assert llm("-c", "and again", "--no-stream", "-o", "temperature", "0", "-s", "Be kind.") == f"{TRICKY}\n"
+
+
+def test_langchain_unchanged(url):
+    langchain_openai = pytest.importorskip("langchain_openai", reason="not installed: tests/requirements.txt has it")
+    model = langchain_openai.ChatOpenAI(model="scripted", base_url=f"{url}/v1", api_key="none", temperature=0,
+                                        stream_usage=True)  # fmt: skip
+    whole = model.invoke([("system", "Be kind."), ("human", "hello")])
+    assert whole.content == TRICKY and whole.response_metadata["finish_reason"] == "stop"
+    chunks = [*model.stream("hello")]
+    assert "".join(chunk.content for chunk in chunks) == TRICKY and len(chunks) > 10
+    n = len(TOKENIZER.encode_ordinary(TRICKY))
+    assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) == n
+    assert [made.content for made in model.batch(["hello", "hi"], stop=["Stop"])] == [TRICKY.partition("Stop")[0]] * 2
+    assert asyncio.run(model.ainvoke("hello")).usage_metadata["output_tokens"] == n
+
+
 # --- prompts
 
 
@@ -370,6 +400,7 @@ def test_an_end_in_the_middle_of_a_character_shows_that_something_is_missing():
     ({"min_p": -1}, "min_p"), ({"repetition_penalty": 0}, "repetition_penalty"), ({"n": 0}, "n"), ({"n": 9}, "n"),
     ({"presence_penalty": 2.5}, "presence_penalty"), ({"frequency_penalty": -3}, "frequency_penalty"),
     ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 2**31}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": 1e300}, "max_tokens"), ({"n": "1.0"}, "n"), ({"n": True}, "n"),
     ({"max_completion_tokens": -1}, "max_completion_tokens"), ({"seed": 2**63}, "seed"), ({"seed": 10**400}, "seed"),
     ({"stop": ""}, "stop"), ({"stop": ["x"] * 17}, "stop"), ({"stop": [1]}, "stop"), ({"stream": "yes"}, "stream"),
     ({"top_logprobs": 2}, None), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -380,6 +411,13 @@ def test_bad_fields_are_named(url, body, param):
     error = error_of(ask(url, **body), 400)
     assert error["type"] == "invalid_request_error" and (error["param"] or "").startswith(param or "")
     assert len(error["message"]) < 500
+
+
+@pytest.mark.parametrize("body", [{"max_tokens": 3.0, "n": 2.0, "seed": -1e3, "top_k": 4e1},
+                                  {"max_completion_tokens": 3.0, "logprobs": True, "top_logprobs": 2.0}])  # fmt: skip
+def test_a_whole_number_may_be_written_with_a_point(url, body):
+    made = ask(url, model="stand-in", ignore_eos=True, **body).json()
+    assert made["usage"]["completion_tokens"] == 3 * len(made["choices"]) == 3 * body.get("n", 1)
 
 
 def test_unknown_models_and_routes(url):
@@ -400,8 +438,17 @@ def test_the_description_names_every_error_and_every_bound(url):
     assert {"200", "400", "401", "404", "413", "429", "503"} <= set(post["responses"])
     shape = document["components"]["schemas"]["ChatRequest"]
     assert shape["required"] == ["model", "messages"]
+    assert shape["properties"]["model"]["enum"] == ["stand-in", "alpaca", "scripted", "gpt-5.4"]
+    (name,) = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    assert name["schema"]["enum"] == shape["properties"]["model"]["enum"]
     bounds = next(kind for kind in shape["properties"]["temperature"]["anyOf"] if kind["type"] == "number")
     assert (bounds["minimum"], bounds["maximum"]) == (0, 2)
+    for field, least, most in (("n", 1, 8), ("top_logprobs", 0, 20)):
+        bounds = next(kind for kind in shape["properties"][field]["anyOf"] if kind["type"] == "integer")
+        assert (bounds["minimum"], bounds["maximum"]) == (least, most), field
+    told = post["responses"]["200"]["content"]
+    assert {*told} == {"application/json", "text/event-stream"}
+    assert told["text/event-stream"]["schema"]["required"] == ["data"], "an event is an object with its data"
     page = requests.get(f"{url}/docs", timeout=10).text
     assert "POST /v1/chat/completions" in page and "frequency_penalty" in page and "http" not in page.lower()
 
@@ -431,7 +478,8 @@ def test_a_key_is_asked_for():
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing", "//", "/chat_pag"):
             for given in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "geheim-é".encode()}):
                 assert requests.get(f"{address}{path}", headers=given, timeout=10).status_code == 401, path
-        assert error_of(ask(address), 401)["code"] == "invalid_api_key"
+        error = error_of(ask(address), 401)
+        assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
         key = {"Authorization": "Bearer geheim-é".encode()}
         assert requests.get(f"{address}/v1/models", headers=key, timeout=10).status_code == 200
 
@@ -542,6 +590,84 @@ def test_a_slow_body_is_not_waited_for_forever(url, monkeypatch):
         one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{")
         one.settimeout(5)
         assert one.recv(2000).startswith(b"HTTP/1.1 408 ")
+
+
+NUMBERS = (b"0", b"-0.0", b"-1", b"1e308", b"-1e308", b"1e-400", b"1e400", b"NaN", b"-Infinity", b"9" * 400, b"5.5",
+           b"9223372036854775808", b"2147483648", b"true", b'"1"', b"[]", b"{}", b"null")  # fmt: skip
+FIELDS = (b"temperature", b"top_p", b"top_k", b"min_p", b"max_tokens", b"max_completion_tokens", b"seed", b"n", b"stop",
+          b"stream", b"logprobs", b"top_logprobs", b"presence_penalty", b"frequency_penalty", b"repetition_penalty",
+          b"prefix_token_ids", b"stream_options", b"messages", b"model", b"prompt", b"input")  # fmt: skip
+PATHS = ("/v1/chat/completions",) * 5 + ("/v1/completions", "/v1/classify", "/vote", "/v1/models/%ff%00", "/%2e%2e/")
+
+
+def hostile_body(rng):
+    """A body by which somebody might try to break the service."""
+    honest = message(b'"hello"')[:-1] + b', "max_tokens": 2}'
+    match rng.randrange(7):
+        case 0:
+            return rng.choice([*HOSTILE.values()])
+        case 1:
+            fields = [b'"%b": %b' % (rng.choice(FIELDS), rng.choice(NUMBERS)) for _ in range(rng.randint(1, 3))]
+            return honest[:-1] + b", " + b", ".join(fields) + b"}"
+        case 2:
+            return honest[: rng.randrange(len(honest))]
+        case 3:
+            broken = bytearray(honest)
+            for _ in range(rng.randint(1, 4)):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+            return bytes(broken)
+        case 4:
+            return message(b'"%b"' % b"".join(rb"\u%04x" % rng.randrange(0x10000) for _ in range(rng.randint(1, 50))))
+        case 5:
+            mark, depth = rng.choice([b"[", b'{"a":']), rng.choice([10, 1000, 100_000])
+            return rng.choice([b"", honest[:-1] + b', "messages": ', honest[:-1] + b', "x": ']) + mark * depth
+        case _:
+            return rng.randbytes(rng.choice([1, 100, 10_000]))
+
+
+def be_rude(port, rng):
+    """Half-closed, cut off, or read slowly: a client that does not keep to the order of a conversation."""
+    body = message(b'"hello"')[:-1] + b', "stream": true, "n": 4, "logprobs": true, "top_logprobs": 20}'
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with contextlib.suppress(OSError), socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        one.settimeout(0.3)
+        one.connect(("127.0.0.1", port))
+        one.sendall((head + body)[: rng.choice([0, 10, len(head), len(head) + 20, 10_000])])
+        if rng.random() < 0.5:
+            one.shutdown(socket.SHUT_WR)
+        for _ in range(rng.randrange(3)):
+            time.sleep(0.05)
+            if not one.recv(100):
+                break
+
+
+def test_a_thousand_hostile_requests_in_one_run(capfd):
+    served, rng = scripted(), random.Random(1)
+    plan = ["body"] * 880 + ["rude"] * 110 + ["large"] * 10
+    rng.shuffle(plan)
+    with running(chat.create_app([served])) as address:
+        port = int(address.rpartition(":")[2])
+
+        def send(job):
+            i, kind = job
+            rng = random.Random(i)
+            if kind == "rude":
+                return be_rude(port, rng)
+            content = hostile_body(rng) if kind == "body" else message(b'"' + b"x" * 10_000_000 + b'"')
+            return raw(address, content, rng.choice(PATHS)).status_code
+
+        begun, statuses = time.monotonic(), []
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            for start in range(0, len(plan), 100):
+                statuses += pool.map(send, enumerate(plan[start : start + 100], start))
+                assert ask(address).json()["choices"][0]["message"]["content"] == TRICKY
+        told = Counter(status for status in statuses if status is not None)
+        assert len(statuses) == 1000 and max(told) < 500, told
+        assert told[200] > 20 and told[400] > 400 and told[413] and told[404] and told[405], told
+        wait_until(lambda: not served.scheduler.running and not served.scheduler.waiting, 30)
+        assert ask(address).status_code == 200 and time.monotonic() - begun < 120
+    assert "Traceback" not in capfd.readouterr().err, "something went wrong behind the answers"
 
 
 # --- load, and an end in good order

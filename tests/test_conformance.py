@@ -1,7 +1,9 @@
 """`python -m tests.conformance`: strangers' suites run on our code, on a copy, with a scorecard and an exit status."""
 
 import argparse
+import json
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,17 @@ from shared import data
 from shared.instructions import format_prompt
 from shared.tokenizer import BPETokenizer
 from tests import conformance
-from tests.conformance import Result, __main__, cs336, cs336_adapters
+from tests.conformance import (
+    Result,
+    __main__,
+    cs336,
+    cs336_adapters,
+    langchain,
+    llama_cpp,
+    llm_comply,
+    openai_python,
+    schemathesis,
+)
 
 ONE_OF_EACH = """
 import pytest
@@ -66,7 +78,7 @@ def test_scorecard_and_exit_status(toy, tmp_path, capsys):
     checkout = checkout_with(tmp_path / "toy", {"test_toy.py": ONE_OF_EACH})
     assert __main__.main(["--suites", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert said.splitlines()[1].split()[:6] == ["Toy", "no", "git", "1", "1", "1"]
+    assert said.splitlines()[2].split()[:6] == ["Toy", "no", "git", "1", "1", "1"]
     assert "test_toy.py::test_difference\n      AssertionError: two less one" in said
     assert "test_toy.py::test_elsewhere\n      needs a model" in said and "test_sum" not in said
     checkout_with(checkout, {"test_toy.py": ONE_OF_EACH.replace("== 3", "== 1")})
@@ -84,9 +96,141 @@ def test_a_run_that_breaks_off_is_a_failure(toy, tmp_path, capsys):
 
 def test_a_suite_may_have_arguments_of_its_own(toy, tmp_path):
     checkout_with(tmp_path / "toy", {"test_toy.py": "def test_a():\n    pass\n"})
-    toy.add_arguments = lambda parser: parser.add_argument("--url")
-    assert __main__.main(["--suites", str(tmp_path), "--url", "http://127.0.0.1:1", "--only", "toy"]) == 0
-    assert toy.arguments.url == "http://127.0.0.1:1"
+    toy.add_arguments = lambda parser: parser.add_argument("--with-key")
+    assert __main__.main(["--suites", str(tmp_path), "--with-key", "http://127.0.0.1:1", "--only", "toy"]) == 0
+    assert toy.arguments.with_key == "http://127.0.0.1:1"
+
+
+# The suites of the chat service: a checkout in their form, with a test of our own that asks the service.
+
+OF_OPENAI = """
+import os
+import requests
+
+def test_method_{0}():
+    import openai_of_the_checkout
+    assert requests.post(os.environ["TEST_API_BASE_URL"] + "/completions", json={{}}).status_code == 400
+
+def test_method_delete():
+    raise OSError
+"""
+OF_LLAMA = """
+import os
+import requests
+
+def test_asks():
+    assert "DEBUG_EXTERNAL" in os.environ
+    got = requests.get(f"http://127.0.0.1:{os.environ['PORT']}/v1/models")
+    assert got.status_code == STATUS, "not so"
+"""
+
+
+@pytest.fixture(scope="module")
+def url():
+    from tests.chat_server import Scripted, chat, running, stand_in
+
+    tokenizer = stand_in()[1]
+    with running(chat.create_app([chat.serve("one", Scripted(tokenizer, "Hello."), tokenizer)])) as address:
+        yield address
+
+
+def test_what_a_suite_lacks_is_said(tmp_path, capsys, url):
+    assert __main__.main(["--suites", str(tmp_path), "--only", "llm-comply"]) == 2
+    assert "llm-comply: not run, it needs the URL" in capsys.readouterr().out
+    assert __main__.main(["--suites", str(tmp_path), "--only", "openai-python", url]) == 2
+    assert f"git clone {openai_python.SOURCE}" in capsys.readouterr().out
+    packages = SimpleNamespace(NAME="Toy", SOURCE="", FOLDER=None, PACKAGES=("pytest", "no-such-package"))
+    reason = __main__.why_not(packages, SimpleNamespace(suites=tmp_path, python=sys.executable, url=None))
+    assert reason == f"{sys.executable} has no no-such-package; {sys.executable} -m pip install no-such-package"
+    for arguments, says in ((["http://127.0.0.1:9"], "no service of this kind"), ([url + "/health"], "no service"),
+                            (["--python", "no-such-python", url], "no-such-python is no program")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            __main__.main(["--suites", str(tmp_path), *arguments])
+        assert says in capsys.readouterr().err
+
+
+def test_version_of_a_package():
+    found = conformance.versions(sys.executable, ["pytest", "no-such-package"])
+    assert found == {"pytest": pytest.__version__, "no-such-package": None}
+    suite = SimpleNamespace(FOLDER=None, PACKAGES=("pytest",))
+    assert __main__.version_of(suite, SimpleNamespace(python=sys.executable)) == pytest.__version__
+    assert conformance.versions("no-such-python", ["pytest"]) == {"pytest": None}
+
+
+@pytest.fixture
+def no_plugins(monkeypatch):
+    """Their Python has the plugins that they need; ours has others, which take seconds to load."""
+    for suite in (openai_python, llama_cpp):
+        monkeypatch.setattr(suite, "their_environment", lambda **settings: conformance.their_environment(
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **settings))  # fmt: skip
+
+
+def test_openai_python_runs_with_its_own_code_and_changes_nothing(tmp_path, url, no_plugins, monkeypatch, capsys):
+    tests = {"test_models": "list", "test_completions": "create", "chat/test_completions": "create_overload"}
+    files = {f"tests/api_resources/{name}.py": OF_OPENAI.format(method) for name, method in tests.items()}
+    files |= {"src/openai_of_the_checkout.py": "", "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "-n auto"\n'}
+    files |= {f"tests/{name}__init__.py": "" for name in ("", "api_resources/", "api_resources/chat/")}
+    checkout = checkout_with(tmp_path / "openai-python", files)
+    monkeypatch.setattr(openai_python, "PACKAGES", ())
+    before = contents(checkout)
+    assert __main__.main(["--suites", str(tmp_path), "--only", "openai-python", f"{url}/v1/"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:6] == ["openai-python", "no", "git", "3", "0", "0"]
+    assert contents(checkout) == before
+    (checkout / "tests/api_resources/test_models.py").unlink()
+    (result,) = openai_python.run(checkout, tmp_path, None)
+    assert result.outcome == "failed" and "has no test_models.py" in result.reason
+
+
+def test_llama_cpp_asks_two_servers(tmp_path, url, no_plugins):
+    files = {f"tools/server/tests/unit/test_{name}.py": OF_LLAMA.replace("STATUS", status)
+             for name, status in (("chat_completion", "200"), ("security", "401"))}  # fmt: skip
+    checkout = checkout_with(tmp_path / "llama.cpp", files)
+    arguments = SimpleNamespace(url=url, with_key=None, python=sys.executable)
+    passed, skipped = llama_cpp.run(checkout, tmp_path, arguments)
+    assert passed == Result("unit/test_chat_completion.py::test_asks", "passed")
+    assert skipped.outcome == "skipped" and f"--api-key {llama_cpp.KEY}" in skipped.reason
+    arguments.with_key = url  # which asks for no key: their test must notice
+    _, failed = llama_cpp.run(checkout, tmp_path, arguments)
+    assert failed.outcome == "failed" and "not so" in failed.reason
+
+
+def test_llm_comply_tells_each_feature(tmp_path, monkeypatch):
+    told = [{"id": "chat-basic-response", "status": "passed"}, {"id": "chat-multi-turn", "status": "failed",
+            "errors": ["no id"]}]  # fmt: skip
+    asked = "import sys; assert 'none' in sys.argv and 'http://x/v1' in sys.argv"
+    start = f"{asked}; print({json.dumps({'results': told})!r})"
+    arguments = SimpleNamespace(url="http://x", models=["m"], python=sys.executable)
+    monkeypatch.setattr(llm_comply, "START", start)
+    results = {result.test: result for result in llm_comply.run(None, tmp_path, arguments)}
+    assert len(results) == 6 and results["chat-basic-response"].outcome == "passed"
+    assert results["chat-multi-turn"] == Result("chat-multi-turn", "failed", "['no id']")
+    assert "was not run" in results["chat-error-handling"].reason
+    monkeypatch.setattr(llm_comply, "START", "raise SystemExit('no such option')")
+    (result,) = llm_comply.run(None, tmp_path, arguments)
+    assert result.outcome == "failed" and "no such option" in result.reason
+
+
+def test_schemathesis_results_are_read_from_its_report(tmp_path, monkeypatch):
+    start = """if True:
+        import sys
+        report = '<testsuites><testsuite><testcase name="GET /a"/><testcase name="POST /b"><failure message="ST201"/>'
+        open(sys.argv[-1], "w").write(report + "</testcase></testsuite></testsuites>")
+        sys.exit("http://x/openapi.json" in sys.argv)
+    """
+    monkeypatch.setattr(schemathesis, "START", start)
+    results = schemathesis.run(None, tmp_path, SimpleNamespace(url="http://x", python=sys.executable))
+    assert results == [Result("GET /a", "passed"), Result("POST /b", "failed", "ST201")]
+    monkeypatch.setattr(schemathesis, "START", start.replace("</testcase></testsuite></testsuites>", ""))
+    (broken_off,) = schemathesis.run(None, tmp_path, SimpleNamespace(url="http://x", python=sys.executable))
+    assert broken_off.outcome == "failed" and "ended with 1" in broken_off.reason
+
+
+def test_langchain_is_pointed_at_the_service(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(langchain, "run_pytest", lambda folder, args, python, env: asked.update(args=args, env=env))
+    langchain.run(None, tmp_path, SimpleNamespace(url="http://x", models=["a", "b", "c"], python="py"))
+    assert asked["args"][-1] == "test_service.py" and asked["env"]["SERVICE_MODELS"] == '["a", "c"]'
+    assert asked["env"]["SERVICE_URL"] == "http://x/v1" and "PYTHONPATH" not in asked["env"]
 
 
 def test_commit_of_a_checkout(tmp_path):

@@ -25,7 +25,13 @@ MUTATIONS = [
              replace="for epoch in range(2):"),
 ]
 
-SMALLER = {}  # with fewer steps it does not recite the bundled text
+SMALLER = {  # the first runs keep their steps: with fewer the model does not recite the bundled text
+    "epochs=math.ceil(run.steps / len(loader))": "epochs=2",
+    "fn(moving, EPOCHS, 1e-3)\n    assert len(val_loss) == EPOCHS":
+        "fn(moving, 4, 1e-3)\n    assert len(val_loss) == 4",
+    "n, tried = EPOCHS // 2, fn(0.3)": "n, tried = 2, fn(0.3)",
+    "drop_rate=rate)).to(device), EPOCHS // 2": "drop_rate=rate)).to(device), 2",
+}
 WRONG_ANSWERS = {
     "bits_per_byte": """
         def bits_per_byte(loss, text, n_tokens):
@@ -34,7 +40,7 @@ WRONG_ANSWERS = {
     "with_dropout": """
         def with_dropout(rate):
             seed_everything(0)
-            return fit(GPTModel(config).to(device), EPOCHS // 2, 1e-3)  # the rate does not reach the model
+            return fit(GPTModel(config).to(device), 2, 1e-3)  # the rate does not reach the model
     """,
     "fit_moving": """
         def fit_moving(model, epochs, lr):

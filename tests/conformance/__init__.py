@@ -1,29 +1,32 @@
-"""Strangers' test suites, run from their own checkouts against the code of this course.
+"""Strangers' test suites, run against the code of this course, and against its chat service while it runs.
 
 A suite is a module of this package, named in `SUITES` of `__main__.py`. It says
 
     NAME = "CS336 assignment 5"            # for the scorecard
     SOURCE = "https://github.com/..."      # where a checkout comes from
-    FOLDER = "assignment5-alignment"       # what `git clone` calls it
+    FOLDER = "assignment5-alignment"       # what `git clone` calls it; None where it comes from PyPI, as PACKAGES[0]
+    PACKAGES = ("pytest-asyncio",)         # what it needs beside ours, in the Python named by --python
+    NEEDS_URL = True                       # where it asks a running service
 
     def run(checkout, suites, arguments):  # -> a list of Result
-    def add_arguments(parser):             # only where it needs some, such as the address of a server
+    def add_arguments(parser):             # only where it needs some of its own
 
 Nothing of theirs is kept here, and nothing in their checkout is changed: `run` works on a copy that is made for it and
-thrown away afterwards.
+thrown away afterwards, or writes nothing.
 """
 
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 200  # characters of a reason on the scorecard
-SECONDS = 600  # that a suite may take
+SECONDS = 1800  # that a suite may take
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,45 @@ def environment():
                    "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}  # fmt: skip
 
 
-def run_pytest(folder, arguments):
-    """Run pytest in `folder` and return its results; a run that broke off, or had no test, is a failure of its own."""
-    report = Path(folder) / "report.xml"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+def their_environment(**settings):
+    """For suites that ask a service from a Python of their own: none of our paths, no proxy before this machine."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("PYTEST_")}
+    return kept | {"NO_PROXY": "*", "no_proxy": "*", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"} | settings
+
+
+def versions(python, packages):
+    """{package: its version in that Python, or None where it is not installed}."""
+    code = ("import importlib.metadata as m, sys\nhere = {d.name.lower(): d.version for d in m.distributions()}\n"
+            "print(*(here.get(name, '-') for name in sys.argv[1:]))")  # fmt: skip
     try:
-        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return dict.fromkeys(packages)
+    return dict(zip(packages, (None if found == "-" else found for found in done.stdout.split()), strict=True))
+
+
+def run_pytest(folder, arguments, python=sys.executable, env=None):
+    """Run pytest in `folder` and return its results; a run that broke off, or had no test, is a failure of its own."""
+    with tempfile.TemporaryDirectory() as made:
+        report = Path(made) / "report.xml"
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+        return run_command(command, folder, report, environment() if env is None else env)
+
+
+def run_command(command, folder, report, env):
+    """Run a command that writes `report`, in JUnit's format, and return the results in it."""
+    name = Path(command[2] if command[1] == "-m" else command[0]).name
+    try:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return [Result("the run", "failed", f"took more than {SECONDS} seconds")]
-    results = read_report(report) if report.is_file() else []
-    if done.returncode > 1 or not results:
+    try:
+        results = read_report(report)
+    except (OSError, ElementTree.ParseError):  # it broke off
+        results = []
+    if done.returncode not in (0, 1) or not results:
         last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it printed nothing"]
-        results.append(Result("the run", "failed", one_line(f"pytest ended with {done.returncode}: {last[0]}")))
+        results.append(Result("the run", "failed", one_line(f"{name} ended with {done.returncode}: {last[0]}")))
     return results
 
 
