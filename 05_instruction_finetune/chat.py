@@ -9,6 +9,7 @@ A CHECKPOINT is a folder in Hugging Face's layout, or `smollm2`, or `course_base
 """
 
 import argparse
+import asyncio
 import contextlib
 import csv
 import hashlib
@@ -50,6 +51,7 @@ from shared.tokenizer import with_end_of_text  # noqa: E402
 PAGE = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "chat_page").glob("*.*"))}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 ERRORS = {status: {"model": ErrorBody} for status in (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)}
+FORMULA = re.compile(r"(?:^|(?<=[;|]))(?=\s*[=+\-@＝＋－＠])")  # where a spreadsheet may cut a line, ; and | too
 VOTE_FIELDS = ["pair", "choice", "preferred", "rater", "left", "right", "when", "prompt"]
 
 
@@ -66,6 +68,7 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
     aliases = {alias: models[name] for alias, name in (aliases or {}).items()}
     metrics = Metrics(served)
     writing = threading.Lock()
+    labelling = asyncio.Lock()  # one at a time: `predict` switches the model's mode; who waits holds no thread
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
@@ -78,7 +81,7 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
     app = FastAPI(title="build-a-gpt chat", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS)  # fmt: skip
     app.state.served = served
-    app.add_middleware(Guard, api_key=api_key, hosts=hosts)
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts, refused=metrics.error)
     api = APIRouter()
 
     def model_of(name):
@@ -148,11 +151,8 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
             raise ApiError(404, "there is no classifier: start the server with --classifier DIR", "model_not_found")
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
 
-        def label():
-            with writing:
-                return classifier.predict(texts)
-
-        labels, probabilities = await run_in_threadpool(label)
+        async with labelling:
+            labels, probabilities = await run_in_threadpool(classifier.predict, texts)
         rows = [{"label": name, "probabilities": dict(zip(classifier.labels, row, strict=True))}
                 for name, row in zip(labels, probabilities.tolist(), strict=True)]  # fmt: skip
         return {"object": "list", "data": rows}
@@ -169,8 +169,8 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
 
     @app.get("/health", summary="Whether the service can answer")
     async def health():
-        if any(one.scheduler.closed for one in served):
-            raise busy(503, "the server is being shut down")
+        if any(one.scheduler.closed or not one.scheduler.thread.is_alive() for one in served):
+            raise busy(503, "the server is being shut down, or a model's thread has ended")
         return {"status": "ok"}
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
@@ -211,15 +211,26 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request, error):
-        wrong = ApiError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}", "not_found")
+        metrics.error(error.status_code)
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        wrong = ApiError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}", code)
         wrong.headers = error.headers or {}
         return error_response(wrong)
 
     @app.exception_handler(Exception)
     async def on_error(request, error):  # uvicorn logs it
+        metrics.error(500)
         return error_response(ApiError(500, "the server failed; its log says why", kind="server_error"))
 
     return app
+
+
+def check_votes(file):
+    """Raises ValueError where `file` holds something other than votes: nothing is appended to somebody's data."""
+    if file.is_file() and file.stat().st_size:
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            if opened.readline().strip() != ",".join(VOTE_FIELDS):
+                raise ValueError(f"{file} holds something other than votes: name another file with --votes")
 
 
 def write_vote(file, vote, lock):
@@ -229,10 +240,12 @@ def write_vote(file, vote, lock):
     prompt = re.sub(r"\s+", " ", vote.prompt)[:500]
     row = [pair, vote.choice, preferred, vote.rater, vote.left, vote.right,
            datetime.now().isoformat(timespec="seconds"), prompt]  # fmt: skip
-    row = [f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in row]
+    row = [FORMULA.sub("'", cell) for cell in row]
     with lock:
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = io.StringIO()
+        if file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
+            lines.write("\n")  # a line that broke off stays alone
         writer = csv.writer(lines, lineterminator="\n")
         if not file.exists() or not file.stat().st_size:
             writer.writerow(VOTE_FIELDS)
@@ -324,6 +337,9 @@ def parse(argv):
         parser.error(f"--port is {args.port}; it must be at most 65535")
     if not 0 < args.seconds < math.inf:
         parser.error(f"--seconds is {args.seconds}; it must be above 0")
+    args.api_key = (args.api_key or "").strip() or None  # from a file with Windows' line ends, for instance
+    if args.api_key and not args.api_key.isprintable():
+        parser.error("--api-key holds a character that no client can send")
     if args.host not in ("127.0.0.1", "localhost", "::1") and not args.api_key:
         parser.error(f"--host {args.host} lets other machines ask: choose a key for them with --api-key")
     return args
@@ -354,10 +370,11 @@ def main(argv=None):
             from shared.classification import SpamClassifier
 
             classifier = SpamClassifier.load(args.classifier).to(device)
+        votes = args.votes or ROOT / "build" / "chat_votes.csv"
+        check_votes(votes)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    votes = args.votes or ROOT / "build" / "chat_votes.csv"
     app = create_app(served, api_key=args.api_key, hosts=[*args.allow_host, args.host], aliases=aliases,
                      classifier=classifier, votes=votes, seconds=args.seconds)  # fmt: skip
     config = uvicorn.Config(app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5, backlog=512,

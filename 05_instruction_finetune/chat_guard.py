@@ -38,7 +38,8 @@ class Guard:
     any Host may stand there.
     """
 
-    def __init__(self, app, api_key=None, hosts=()):
+    def __init__(self, app, api_key=None, hosts=(), refused=lambda status: None):
+        self.refused = refused
         self.app, self.key, self.hosts = app, api_key and api_key.encode(), {*HERE, *(host.lower() for host in hosts)}
 
     def refusal(self, scope):
@@ -76,6 +77,8 @@ class Guard:
             error = self.refusal(scope)
         except ValueError:  # an Origin that is no address
             error = ApiError(403, "the Origin of this request is no address", "origin")
+        if error:
+            self.refused(error.status)
         answer = error_response(error) if error else self.app
         await answer(scope, receive, send_with_headers)
 

@@ -4,7 +4,7 @@ import codecs
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from shared.conversations import COURSE, encode_conversation, jinja
+from shared.conversations import CHATML, COURSE, encode_conversation, jinja
 from shared.instructions import ALPACA, ALPACA_CHAT_TEMPLATE, format_prompt
 
 
@@ -25,13 +25,16 @@ def end_ids(tokenizer):
     return frozenset({tokenizer.eot_token, getattr(tokenizer, "end_of_turn", tokenizer.eot_token)})
 
 
+def as_turns(messages):
+    return [{"role": role, "content": text} for role, text in messages]
+
+
 def chatml_tokens(tokenizer, messages):
-    """The prompt of [(role, text), ...] in ChatML; the marks are tokens, so that no text can imitate one."""
-    start, end = tokenizer.encode_single_token("<|im_start|>"), tokenizer.encode_single_token("<|im_end|>")
-    newline, ids = tokenizer.encode_ordinary("\n"), []
-    for role, text in messages:
-        ids += [start, *tokenizer.encode_ordinary(f"{role}\n{text}"), end, *newline]
-    return [*ids, start, *tokenizer.encode_ordinary("assistant\n")]
+    """The prompt of [(role, text), ...] in ChatML, with the system line of SmolLM2 where there is none.
+
+    The marks are tokens, so that no text can imitate one.
+    """
+    return encode_conversation(as_turns(messages), tokenizer, CHATML, prompt=True)[0]
 
 
 def alpaca_tokens(tokenizer, messages):
@@ -54,8 +57,7 @@ def alpaca_tokens(tokenizer, messages):
 
 def course_tokens(tokenizer, messages):
     """The same in the form of lesson 5.6."""
-    turns = [{"role": role, "content": text} for role, text in messages]
-    return encode_conversation(turns, tokenizer, COURSE, prompt=True)[0]
+    return encode_conversation(as_turns(messages), tokenizer, COURSE, prompt=True)[0]
 
 
 STOPS = {  # where a model goes on to ask itself

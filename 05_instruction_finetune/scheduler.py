@@ -6,7 +6,7 @@
 
 A step of the model reads all of its weights, whether it then serves one row or sixteen: rows that share a step share
 that cost. A text that is finished leaves at once, and the next one in the queue takes its row in the following step
-(Yu et al. 2022, "Orca", section 4: iteration-level scheduling). The rows never know of each other: each has its own
+(Yu et al. 2022, "Orca", section 3: iteration-level scheduling). The rows never know of each other: each has its own
 settings, its own random numbers and its own part of the cache.
 
 Shapes: B rows, V vocabulary.

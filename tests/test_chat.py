@@ -4,15 +4,18 @@ import asyncio
 import concurrent.futures
 import contextlib
 import csv
+import io
 import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -22,13 +25,14 @@ import requests
 import torch
 
 from shared.checkpoints import COURSE_BASE, load_model, save_model
-from shared.conversations import COURSE, jinja, render
+from shared.conversations import CHATML, COURSE, jinja, render
 from shared.generation import generate
 from shared.gpt import GPTConfig, GPTModel
 from shared.instructions import ALPACA_CHAT_TEMPLATE, format_prompt
 from shared.tokenizer import with_end_of_text
 from tests.chat_server import ROOT, Scripted, chat, running, stand_in
 
+import chat_api  # isort: skip
 import chat_text  # isort: skip
 from chat_text import TextStream, TooLong, fit, prompt_tokens  # isort: skip  # which chat_server put on the path
 
@@ -295,6 +299,8 @@ def test_the_prompt_is_what_transformers_makes_of_the_published_template():
     text = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in messages) + "<|im_start|>assistant\n"
     assert TOKENIZER.decode(ids) == text
     assert ids.count(2) == len(messages), "a mark in a text is text"
+    usual = [("system", CHATML.system)]
+    assert prompt_tokens(TOKENIZER, messages[1:]) == prompt_tokens(TOKENIZER, usual + messages[1:])
 
 
 def test_the_alpaca_prompt_is_that_of_lesson_5_1():
@@ -841,6 +847,53 @@ def test_votes_land_in_the_file(url, votes):
     error_of(requests.post(f"{url}/vote", json=body | {"left": "nobody"}, timeout=10), 404)
     error_of(requests.post(f"{url}/vote", json=body | {"choice": "both"}, timeout=10), 400)
     assert len(votes.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def a_vote(**more):
+    return chat_api.Vote(**{"prompt": "hi", "left": "a", "right": "b", "left_answer": "x", "right_answer": "y",
+                            "choice": "left", "rater": "me"} | more)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["=1+1", "\n =1+1", "a;=HYPERLINK(1)", "b|+1", "＝1", "x; @y"])
+def test_no_cell_of_a_vote_begins_as_a_formula(text, tmp_path):
+    chat.write_vote(tmp_path / "votes.csv", a_vote(prompt=text), threading.Lock())
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "votes.csv").read_text(encoding="utf-8")))
+    assert not re.search(r"(^|[;|])\s*[=+\-@＝]", row["prompt"])
+    assert re.sub(r"\s", "", row["prompt"].replace("'", "")) == re.sub(r"\s", "", text)
+
+
+def test_a_vote_that_broke_off_stays_alone_and_strangers_files_are_left_alone(tmp_path):
+    file, lock = tmp_path / "votes.csv", threading.Lock()
+    chat.write_vote(file, a_vote(), lock)
+    file.write_bytes(file.read_bytes() + b"half a li")
+    chat.check_votes(file)
+    chat.write_vote(file, a_vote(rater="next"), lock)
+    assert [row["rater"] for row in csv.DictReader(file.open(encoding="utf-8"))] == ["me", None, "next"]
+    strange = tmp_path / "results.csv"
+    strange.write_text("name,result\na,1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="something other than votes"):
+        chat.check_votes(strange)
+    assert strange.read_text(encoding="utf-8") == "name,result\na,1\n"
+
+
+def test_a_dead_thread_is_no_health_and_refusals_are_counted():
+    served = scripted()
+    with running(chat.create_app([served])) as address:
+        assert requests.get(f"{address}/health", timeout=10).json() == {"status": "ok"}
+        assert error_of(requests.get(f"{address}/vote", timeout=10), 405)["code"] == "method_not_allowed"
+        error_of(requests.get(f"{address}/health", headers={"Host": "evil.example"}, timeout=10), 403)
+        counters = requests.get(f"{address}/metrics", timeout=10).text
+        assert 'chat_errors_total{status="405"} 1.0' in counters and 'chat_errors_total{status="403"} 1.0' in counters
+        served.scheduler.close()
+        served.scheduler.closed = False  # as after a failure that nobody foresaw
+        assert "thread has ended" in error_of(requests.get(f"{address}/health", timeout=10), 503)["message"]
+
+
+def test_a_key_from_a_file_with_other_line_ends_is_that_key():
+    assert chat.parse(["--host", "0.0.0.0", "--api-key", " secret\r\n"]).api_key == "secret"
+    for blank in (" ", "\r"):
+        with pytest.raises(SystemExit):
+            chat.parse(["--host", "0.0.0.0", "--api-key", blank])
 
 
 def test_a_classifier_answers_too(tmp_path):

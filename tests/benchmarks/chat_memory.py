@@ -6,6 +6,7 @@ tenth on. The exit status is 1 where that is more than 5 %, or where a request w
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import subprocess
@@ -21,14 +22,27 @@ import requests
 from shared.files import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
+CHAT = "05_instruction_finetune/chat.py"
 CLIENTS, MOST, WORDS = 4, 5.0, 40  # MOST: per cent
 LOCAL = {"http": None, "https": None}  # no proxy
 
 
-def free_port():
-    with socket.socket() as one:
+@contextlib.contextmanager
+def service(arguments):
+    """Run Python with these arguments and `--port` as a server: gives (its address, its psutil.Process)."""
+    with socket.socket() as one, tempfile.TemporaryDirectory() as folder:
         one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+        port, log = one.getsockname()[1], Path(folder) / "log"
+        one.close()
+        with log.open("wb") as out:
+            command, environment = [sys.executable, *arguments, "--port", str(port)], os.environ | {"LLM_DEVICE": "cpu"}
+            server = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=environment)
+        try:
+            wait_for(server, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}", psutil.Process(server.pid)
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 def wait_for(server, url, log):
@@ -76,19 +90,8 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.requests < 10:
         parser.error("--requests must be at least 10")
-    port = free_port()
-    url, command = f"http://127.0.0.1:{port}", [sys.executable, "05_instruction_finetune/chat.py"]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as out:
-            server = subprocess.Popen([*command, arguments.checkpoint, "--port", str(port)], cwd=ROOT, stdout=out,
-                                      stderr=out, env=os.environ | {"LLM_DEVICE": "cpu"})  # fmt: skip
-        try:
-            wait_for(server, url, log)
-            found = measure(url, psutil.Process(server.pid), arguments.requests)
-        finally:
-            server.terminate()
-            server.wait(30)
+    with service([CHAT, arguments.checkpoint]) as (url, process):
+        found = measure(url, process, arguments.requests)
     growth = 100 * (found[-1][1] / found[0][1] - 1)
     print(f"from request {found[0][0]:,} to {found[-1][0]:,}: {growth:+.1f} %")
     return int(growth > MOST)

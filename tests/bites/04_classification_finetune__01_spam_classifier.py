@@ -39,7 +39,7 @@ MUTATIONS = [
 
 SMALLER = {
     "[:400])": "[:200])",
-    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::6], val_balanced[::4],",
+    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::8], val_balanced[::4],",
     "balance(train)[:120]": "balance(train)[:32]",
 }
 LEFT_OUT = [

@@ -30,11 +30,6 @@ MUTATIONS = [
         replace="return losses[:, 0] - losses[:, 1]",
     ),
     Mutation(
-        "the reply is not begun",
-        find="return [*opened, *tokenizer.encode_ordinary(said), *closed, *tokenizer.encode_ordinary(begun)]",
-        replace="return [*opened, *tokenizer.encode_ordinary(said), *closed]",
-    ),
-    Mutation(
         "kappa counts what one of them was not asked",
         find="both = [(a, b) for a, b in zip(first, second, strict=True) if a and b]",
         replace="both = [(a, a) for a, b in zip(first, second, strict=True) if a and b]",

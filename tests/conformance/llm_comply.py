@@ -17,9 +17,12 @@ START = "from llm_comply.cli import main; raise SystemExit(main())"
 def run(checkout, suites, arguments):
     command = [arguments.python, "-c", START, "--format", "openai-chat", "-u", f"{arguments.url}/v1", "-k", "none",
                "-m", arguments.models[0], "-f", ",".join(FEATURES), "--timeout", "120", "--json"]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, cwd=folder, env=their_environment(), capture_output=True, text=True,
-                              timeout=SECONDS)  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(command, cwd=folder, env=their_environment(), capture_output=True, text=True,
+                                  timeout=SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return [Result("the run", "failed", f"took more than {SECONDS} seconds")]
     try:
         told = {one["id"]: one for one in json.loads(done.stdout)["results"]}
     except (ValueError, KeyError, TypeError):
