@@ -27,10 +27,10 @@ def plain_server(checkpoint, port):
     import uvicorn
     from fastapi import FastAPI
 
-    from shared.checkpoints import load_base
+    from shared.checkpoints import COURSE_BASE, load_base
     from shared.generation import generate
 
-    model, tokenizer = load_base(checkpoint)
+    model, tokenizer = load_base(COURSE_BASE if checkpoint == "course_base" else checkpoint)
     app = FastAPI()
 
     @app.get("/health")
