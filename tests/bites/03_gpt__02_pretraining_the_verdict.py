@@ -29,7 +29,6 @@ SMALLER = {  # the first runs keep their steps: with fewer the model does not re
     "epochs=math.ceil(run.steps / len(loader))": "epochs=2",
     "fn(moving, EPOCHS, 1e-3)\n    assert len(val_loss) == EPOCHS":
         "fn(moving, 4, 1e-3)\n    assert len(val_loss) == 4",
-    "fit_better(learner, EPOCHS // 2, 3e-3": "fit_better(learner, EPOCHS // 4, 3e-3",
     "n, tried = EPOCHS // 2, fn(0.3)": "n, tried = 2, fn(0.3)",
     "drop_rate=rate)).to(device), EPOCHS // 2": "drop_rate=rate)).to(device), 2",
 }
