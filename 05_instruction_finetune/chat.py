@@ -243,11 +243,12 @@ def write_vote(file, vote, lock):
     row = [FORMULA.sub("'", cell) for cell in row]
     with lock:
         file.parent.mkdir(parents=True, exist_ok=True)
+        before = file.read_bytes() if file.exists() else b""
         lines = io.StringIO()
-        if file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n"):
+        if before and not before.endswith(b"\n"):
             lines.write("\n")  # a line that broke off stays alone
         writer = csv.writer(lines, lineterminator="\n")
-        if not file.exists() or not file.stat().st_size:
+        if not before:
             writer.writerow(VOTE_FIELDS)
         writer.writerow(row)
         with open(file, "ab", buffering=0) as opened:

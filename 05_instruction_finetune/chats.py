@@ -99,12 +99,6 @@ def planted():
     return found
 
 
-def own_files():
-    """The reader's own chats: the files in `my_chats` in the data folder, but for hidden ones, sorted."""
-    folder = data.places.data_dir() / "my_chats"
-    return sorted(file for file in folder.glob("[!.]*") if file.is_file())
-
-
 def parts(domain, own=(), speakers=None):
     """(training, validation, test) conversations: those of a domain, each with its system line.
 

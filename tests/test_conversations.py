@@ -15,6 +15,7 @@ from collections import Counter
 import pytest
 import torch
 
+from shared import data
 from shared.checkpoints import COURSE_BASE, load_gguf, load_model, save_model
 from shared.conversation_files import (
     SPEAKERS,
@@ -533,7 +534,7 @@ def test_parts_hold_different_conversations(tmp_path):
 def test_ones_own_chats_are_reported(tmp_path, monkeypatch, capsys):
     """Hidden files are no chats; what cannot be used is counted; turns in a row are joined; too few is one error."""
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path))
-    assert chats.own_files() == []
+    assert data.places.own_chats() == []
     folder = tmp_path / "my_chats"
     folder.mkdir()
     (folder / ".DS_Store").write_bytes(b"\x00\xff")
@@ -541,12 +542,12 @@ def test_ones_own_chats_are_reported(tmp_path, monkeypatch, capsys):
     rows = "".join(f"{i};shop;Hello!\n{i};user;Hi {i}\n" for i in range(2))
     rows += "".join(f"{i};user;Hi\n{i};user;{i}\n{i};shop;+44 20 7946 0958\n" for i in range(2, 12))
     (folder / "a.csv").write_text("id;role;text\n" + rows)
-    assert chats.own_files() == [folder / "a.csv"]
+    assert data.places.own_chats() == [folder / "a.csv"]
     with pytest.raises(ValueError, match=r"a.csv: 0 of 12 conversations can be used, and ten are needed. 12 times: a "
                                          r"turn is by 'shop'; the roles are system, user, assistant$"):  # fmt: skip
-        chats.parts("airline", chats.own_files())
+        chats.parts("airline", data.places.own_chats())
     capsys.readouterr()
-    kept = sum(chats.parts("airline", chats.own_files(), speakers={"Shop": "assistant"}), [])
+    kept = sum(chats.parts("airline", data.places.own_chats(), speakers={"Shop": "assistant"}), [])
     assert sorted(turns[0]["content"] for turns in kept) == sorted(f"Hi\n{i}" for i in range(2, 12))
     assert {turns[1]["content"] for turns in kept} == {"[PHONE]"}
     said = capsys.readouterr().out

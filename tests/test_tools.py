@@ -17,6 +17,7 @@ import nbformat.v4 as nbf
 import psutil
 import pytest
 
+from shared.data import places
 from tools import badges, carry, clean, execute, hygiene, notebooks, pages, run, save, setup
 from tools import test as test_tool
 
@@ -415,7 +416,7 @@ def test_save_keeps_a_maintainers_own_chats_out_of_lesson_5_6(tmp_path, monkeypa
     monkeypatch.setattr(save, "sample_data", list)
     (tmp_path / "data/my_chats").mkdir(parents=True)
     (tmp_path / "data/my_chats/.DS_Store").touch()
-    assert save.own_chats() == []
+    assert places.own_chats() == []
     (tmp_path / "data/my_chats/a.csv").write_text("id,role,text\n")
     with pytest.raises(SystemExit, match="my_chats holds chats of your own"):
         save.main(["--no-venv", str(path)])

@@ -43,13 +43,6 @@ def sample_data():
     return [name for name, entry in REGISTRY.items() if entry.sample and is_sample(fetch(name))]
 
 
-def own_chats():
-    """The maintainer's own chats, on which lesson 5.6 would train (`own_files` in 05_instruction_finetune/chats.py)."""
-    from shared.data.places import data_dir
-
-    return sorted(file for file in (data_dir() / "my_chats").glob("[!.]*") if file.is_file())
-
-
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m tools.save", allow_abbrev=False, description=__doc__,
@@ -67,6 +60,7 @@ def main(arguments=None):
             parser.error(f"there is no {path}")
     setup.enter("tools.save", [str(Path(a).resolve()) if a.endswith(".ipynb") else a for a in arguments])
 
+    from shared.data.places import own_chats
     from tools import notebooks
 
     os.environ.pop("LLM_TEXT", None)
@@ -75,8 +69,8 @@ def main(arguments=None):
         raise SystemExit(f"not saved: bundled samples stand in for {', '.join(samples)}, and saved outputs must come "
                          "from the real data. Set LLM_MIRROR, or connect to the network.")
     paths = options.notebooks or notebooks.lessons()
-    if own_chats() and any(path.name == "06_conversations.ipynb" for path in paths):
-        raise SystemExit(f"not saved: {own_chats()[0].parent} holds chats of your own, and lesson 5.6 would print them "
+    if (own := own_chats()) and any(path.name == "06_conversations.ipynb" for path in paths):
+        raise SystemExit(f"not saved: {own[0].parent} holds chats of your own, and lesson 5.6 would print them "
                          "into the notebook. Move the folder away first.")
     failed = 0
     for path in paths:

@@ -19,6 +19,11 @@ def data_dir():
     return ROOT / os.path.expanduser(os.environ.get("LLM_DATA_DIR", "").strip() or "data")
 
 
+def own_chats():
+    """The reader's own chats, for lesson 5.6: files in `my_chats` in the cache folder, but for hidden ones, sorted."""
+    return sorted(file for file in (data_dir() / "my_chats").glob("[!.]*") if file.is_file())
+
+
 def is_offline():
     """True if LLM_OFFLINE forbids to ask the official addresses."""
     return os.environ.get("LLM_OFFLINE", "").strip().lower() not in ("", "0", "no", "false")
