@@ -47,8 +47,9 @@ PLAIN = [
     "assert total(Pair(2, 3)) == 5",
     "def double(x):\n    raise NotImplementedError",
     "def check_double(f):\n    got = f(3)\n    assert got == 6, 'twice three is six'\n    print('ok')\n\n"
-    "try:\n    check_double(double)\nexcept NotImplementedError:\n    print('not attempted yet')\n"
-    "except Exception as error:\n    print('not yet:', error, '(is there a `return`?)')",
+    "def attempt(check, answer):\n    try:\n        check(answer)\n    except NotImplementedError:\n"
+    "        print('not attempted yet')\n    except Exception as error:\n"
+    "        print('not yet:', error, '(is there a `return`?)')\n\nattempt(check_double, double)",
     "#@title Solution\ndef double_solution(x):\n    return 2 * x\n\ncheck_double(double_solution)",
 ]
 MINUS = bites.Mutation("minus", find="pair.a + pair.b", replace="pair.a - pair.b")
@@ -143,7 +144,8 @@ def test_engine_wants_one_wrong_answer_for_each_stub(tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "kind"), [
     ("print('not attempted yet')", "pass", "untouched stub"),
-    ("got == 6", "got == 6 and f is double_solution and f is not double", "solution"),
+    ("attempt(check_double, double)", "check_double(lambda x: 2 * x)", "solution"),
+    ("check_double(double_solution)", "print('ok')", "solution"),
     ("double_solution", "another", "solution"),
 ])
 def test_engine_reports_a_faulty_exercise(tmp_path, old, new, kind):
@@ -190,6 +192,20 @@ def test_cells_are_left_out(tmp_path):
     for text, found in (("no such text", "in none"), ("(Pair(", r"\[2, 3\]")):
         with pytest.raises(bites.BitesError, match=f"should be in one cell: {found}"):
             toy_rows(tmp_path, left_out=[text])
+
+
+def test_what_lies_between_may_be_skipped(tmp_path):
+    cells = [*PLAIN[:2], "runs = 'a long training'\npair = Pair(2, 3)", "import os\nos.environ['TRAINED'] += runs",
+             "assert total(pair) == 5 and pair.sum() == 5, os.environ['TRAINED']"]  # fmt: skip
+    cells[1] += "\n\nimport os\nos.environ['TRAINED'] = ''\n\n@dataclass\nclass Pair(Pair):\n    def sum(self):\n" \
+                "        return self.a + self.b"
+    skipped = [bites.Mutation("function", "pair.a + pair.b", "pair.a - pair.b", skip_to="assert total"),
+               bites.Mutation("class", "self.a + self.b", "self.a - self.b", skip_to="assert total"),
+               bites.Mutation("nowhere", "self.a + self.b", "self.a", skip_to="assert nothing")]  # fmt: skip
+    rows = toy_rows(tmp_path, cells, skipped, {})
+    assert [row["good"] for row in sorted(rows, key=lambda row: row["name"])] == [True, True, False]
+    assert all(row["says"] == "raised (cell 4: AssertionError)" for row in rows if row["good"]), bites.table(rows)
+    assert any("'assert nothing' should be in one cell: in none" in row["says"] for row in rows)
 
 
 def test_a_lesson_without_a_list_is_an_error():

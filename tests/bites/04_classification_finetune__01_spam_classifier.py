@@ -25,10 +25,12 @@ MUTATIONS = [
              replace='"head": [classifier.gpt.final_norm, classifier.head],'),
     Mutation("precision and recall change places", find="tp / max(1, tp + fp), wilson(tp, tp + fp)",
              replace="tp / max(1, tp + fn), wilson(tp, tp + fn)"),
-    Mutation("the threshold is not kept", find='"threshold": float(self.threshold)', replace='"threshold": 0.5'),
+    Mutation("the threshold is not kept", find='"threshold": float(self.threshold)', replace='"threshold": 0.5',
+             skip_to="folder = data.places"),
     Mutation("what was kept is read without its threshold", find="tokenizer, folder), labels, threshold)",
-             replace="tokenizer, folder), labels)"),
-    Mutation("predict has a threshold of its own", find=">= self.threshold, -1)", replace=">= 0.5, -1)"),
+             replace="tokenizer, folder), labels)", skip_to="folder = data.places"),
+    Mutation("predict has a threshold of its own", find=">= self.threshold, -1)", replace=">= 0.5, -1)",
+             skip_to="p, r = 0.8, 0.2"),
     Mutation("the weights of the batch divide", find="return loss / len(labels)",
              replace="return loss / (len(labels) if weight is None else weight[labels].sum())"),
     Mutation("the weights forget how many labels there are", find="(n_labels * counts.float())",
@@ -40,7 +42,7 @@ MUTATIONS = [
 SMALLER = {
     "[:400])": "[:200])",
     "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::8], val_balanced[::4],",
-    "balance(train)[:120]": "balance(train)[:32]",
+    "for share in (0, 0.2, 0.5):": "for share in ():",
 }
 LEFT_OUT = [
     "random_heads = ", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",
