@@ -270,7 +270,7 @@ def calls(sources):
 def is_checked(name, before, solution):
     """Whether an exercise's check is given the reader's answer, by `attempt`, and our solution, in its own cell.
 
-    That the solution passes, the lesson's run has then shown: its cell would have raised.
+    That the solution passes, the lesson's own run shows: its cell would raise. Here that cell is not run.
     """
     attempted = f"attempt(check_{name}, {name})" in calls(before)
     proven = any(call.startswith(f"check_{name}({name}_solution") for call in calls(solution))
@@ -306,7 +306,7 @@ def run_lesson(path, mutations, answers, changes, left_out):
             rows.append(row("mutation", mutation.name, False, {"outcome": str(error)}))
 
     stubs = stubs_in(cells)
-    solutions = [i for i, cell in notebooks.code_cells(notebook) if "solution" in notebooks.tags(cell)]
+    solutions = {i: cell.source for i, cell in notebooks.code_cells(notebook) if "solution" in notebooks.tags(cell)}
     checks = {}  # exercise -> numbers of the cells from its stub up to the solution
     for name, at in stubs.items():
         end = min((i for i in solutions if i > at), default=max(cells) + 1)
@@ -317,6 +317,9 @@ def run_lesson(path, mutations, answers, changes, left_out):
         rows.append(row("wrong answer", name, False, {"outcome": "the lesson has no such stub"}))
 
     lesson = Lesson(cells)
+    idle = {at for at, source in solutions.items()  # no later cell needs what stands in such a cell
+            if not any(f"{name}_solution" in cells[j] for name in stubs if f"{name}_solution" in source
+                       for j in cells if j > at)}  # fmt: skip
     for i in cells:
         rest = [j for j in cells if j >= i]
         for mutation, changed in touched.get(i, []):
@@ -331,7 +334,8 @@ def run_lesson(path, mutations, answers, changes, left_out):
                 good = result["outcome"] == "refused" and ("`return`?" in result["message"] or "nothing" not in title)
                 rows.append(row("wrong answer", title, good, result))
         try:
-            lesson.run(i)
+            if i not in idle:
+                lesson.run(i)
         except BaseException:
             raise BitesError(f"cell {i} fails untouched:\n{cells[i]}\n\n{traceback.format_exc(limit=-4)}") from None
 
@@ -339,8 +343,8 @@ def run_lesson(path, mutations, answers, changes, left_out):
         said = any(says_not_attempted(lesson, i) for i in numbers)
         rows.append(row("untouched stub", name, said, {"outcome": f"says {NOT_ATTEMPTED!r}" if said else
                                                        f"no cell up to the solution says {NOT_ATTEMPTED!r}"}))
-        at = min((i for i in solutions if i > numbers[-1]), default=None)
-        result = is_checked(name, [cells[i] for i in numbers], [cells[at]] if at in cells else [])
+        its_own = [source for i, source in solutions.items() if i > numbers[-1]][:1]
+        result = is_checked(name, [cells[i] for i in numbers], its_own)
         rows.append(row("solution", name, result["outcome"] == "checked", result))
     return rows
 

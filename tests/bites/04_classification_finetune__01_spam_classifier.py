@@ -42,7 +42,6 @@ MUTATIONS = [
 SMALLER = {
     "[:400])": "[:200])",
     "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::8], val_balanced[::4],",
-    "for share in (0, 0.2, 0.5):": "for share in ():",
 }
 LEFT_OUT = [
     "random_heads = ", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",

@@ -33,7 +33,7 @@ SMALLER = {
     "steps=100": "steps=60",
     "train_reader(chosen, pretrained=False).predict(test_texts)[1][:, 1]": "scores.flip(0)",
 }
-LEFT_OUT = ["survived = {}", "transfer = {", "false_alarms, recall = roc_curve"]
+LEFT_OUT = ["from spam_smollm2 import by_prompt", "survived = {}", "transfer = {", "false_alarms, recall = roc_curve"]
 WRONG_ANSWERS = {
     "scores_after": """
         def scores_after(k):

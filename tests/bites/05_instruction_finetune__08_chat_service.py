@@ -31,7 +31,11 @@ MUTATIONS = [
     Mutation("an honest page asks", find="headers={\"Origin\": \"https://evil.example\"}", replace="headers={}"),
 ]  # fmt: skip
 
-SMALLER = {"data.fetch(\"smollm2\", sample_ok=False)": "raise data.DownloadError"}  # the small model, in all cases
+SMALLER = {
+    "data.fetch(\"smollm2\", sample_ok=False)": "raise data.DownloadError",  # the small model, in all cases
+    "[crowd(1) for _ in range(3)], \"at once\": [crowd(16) for _ in range(3)]":
+        "[crowd(1) for _ in range(1)], \"at once\": [crowd(16) for _ in range(1)]",
+}
 LEFT_OUT = ["all_rows = [1, 2", "middle = {", "mixes = [{", "lost = [len", "for number, (begun, ended",
             "server.should_exit"]  # after a fork the server lives in the other process
 WRONG_ANSWERS = {
