@@ -17,10 +17,7 @@ import math
 import random
 import sys
 import time
-from datetime import date
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -33,7 +30,7 @@ from shared.conversations import CHATML, COURSE, ConversationData, check_masks  
 from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
 from shared.instructions import answer_loss, instruction_loader  # noqa: E402
 from shared.judge import by_letter  # noqa: E402
-from shared.runtime import get_device, machine, seed_everything  # noqa: E402
+from shared.runtime import get_device, made_on, seed_everything  # noqa: E402
 from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("conversations_smollm2.json")
@@ -154,8 +151,7 @@ def main(argv=None):
         if any(head.items() <= run.items() for run in table["runs"]):
             continue
         started = time.perf_counter()
-        row = head | {"date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": machine()}  # fmt: skip
+        row = head | made_on()
         row |= make(head, asked)
         row["seconds"] = round(time.perf_counter() - started, 1)
         table["runs"].append(row)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.instructions import answer_loss, check_entries, encode_entry, instruction_loader  # noqa: E402
-from shared.runtime import autocast_dtype, get_device, machine, seed_everything  # noqa: E402
+from shared.runtime import autocast_dtype, get_device, made_on, seed_everything  # noqa: E402
 from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("instruct_smollm2.json")
@@ -142,8 +141,7 @@ def main(argv=None):
             continue
         if any((run["model"], run["seed"]) == (args.model, seed) for run in table["runs"]):
             parser.error(f"{args.out} has this run of another base, or other settings: name another file with --out")
-        row = head | {"date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": machine()}  # fmt: skip
+        row = head | made_on()
         state = data.places.data_dir() / f"{tokenizer.name}-instruct-{sha_of(head)[:8]}.run"
         if seed is not None:
             seed_everything(seed)

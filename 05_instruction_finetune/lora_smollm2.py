@@ -17,7 +17,6 @@ import multiprocessing
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -46,7 +45,7 @@ from shared.instructions import answer_loss, check_entries, collate_instructions
 from shared.lora import apply_lora, count_trainable, merge_lora  # noqa: E402
 from shared.metrics import bootstrap  # noqa: E402
 from shared.nf4 import quantise_model  # noqa: E402
-from shared.runtime import evaluating, get_device, machine, peak_memory, scale, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, made_on, peak_memory, scale, seed_everything  # noqa: E402
 from shared.training import make_optimizer, train, training_step  # noqa: E402
 
 OUT = Path(__file__).with_name("lora_smollm2.json")
@@ -252,9 +251,8 @@ def main(argv=None):
             row = run_cost(1 if args.tiny else 15)
         else:
             row = {"families": run_families, "spam": run_spam, "alpaca": run_alpaca}[task](method, seed, args.tiny)
-        head = {"task": task, "method": method, "seed": seed, "date": date.today().isoformat(),
-                "machine": machine(),
-                "threads": torch.get_num_threads(), "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+        head = {"task": task, "method": method, "seed": seed} | made_on()
+        head["seconds"] = round(time.perf_counter() - started, 1)
         table["runs"].append(head | row)
         write_table(args.out, table)
         told = f"{row['exact']} of {row['n']}" if "exact" in row else {k: row.get(k) for k in ("before", "after")}

@@ -15,7 +15,6 @@ import functools
 import re
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.preference import RewardModel, rewards, train_reward  # noqa: E402
-from shared.runtime import get_device, machine  # noqa: E402
+from shared.runtime import get_device, made_on  # noqa: E402
 
 OUT = Path(__file__).with_name("policy_runs.json")
 OPENINGS = [
@@ -304,8 +303,7 @@ def main(argv=None):
                 continue
             if arm == "smollm2" and seed and not args.only:
                 continue  # its runs are long: more of them by --only smollm2
-            row = {"arm": arm, "seed": seed, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                   "machine": machine()}  # fmt: skip
+            row = {"arm": arm, "seed": seed} | made_on()
             if arm == "smollm2":
                 row |= run_smollm2(seed, conditions["smollm2"])
             else:

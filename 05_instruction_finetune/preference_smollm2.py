@@ -14,7 +14,6 @@ import copy
 import re
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ from shared.preference import (  # noqa: E402
     train_reward,
     win_share,
 )
-from shared.runtime import evaluating, get_device, machine, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, made_on, seed_everything  # noqa: E402
 from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("preference_smollm2.json")
@@ -230,8 +229,7 @@ def main(argv=None):
     for head in left:
         start = time.perf_counter()
         model = copy.deepcopy(reference)
-        row = head | {"base": tokenizer.name, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": machine()}  # fmt: skip
+        row = head | {"base": tokenizer.name} | made_on()
         if head["seed"] is not None:
             if head["seed"] not in drawn:
                 some = random_split(training, (n_pairs, len(training) - n_pairs), seed=head["seed"])[0]
