@@ -23,15 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import chats  # noqa: E402
+from runs import train_timed  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.conversations import CHATML, COURSE, ConversationData, check_masks  # noqa: E402
 from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
-from shared.instructions import answer_loss, instruction_loader  # noqa: E402
+from shared.instructions import instruction_loader  # noqa: E402
 from shared.judge import by_letter  # noqa: E402
 from shared.runtime import get_device, made_on, seed_everything  # noqa: E402
-from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("conversations_smollm2.json")
 SETTINGS = {  # rank None: all weights train
@@ -57,16 +57,12 @@ def fine_tune(model, tokenizer, template, training, settings, seed):
         from shared.lora import apply_lora, merge_lora
 
         apply_lora(model, settings["rank"], 2 * settings["rank"])
-    loader, started = instruction_loader(items, settings["batch_size"], seed=seed), time.perf_counter()
-    history = train(model, loader, loss_fn=answer_loss, lr=settings["lr"], epochs=settings["epochs"], seed=seed,
-                    weight_decay=settings["weight_decay"], warmup_steps=len(loader) // 5)  # fmt: skip
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
+    loader = instruction_loader(items, settings["batch_size"], seed=seed)
+    found = train_timed(model, loader, lr=settings["lr"], epochs=settings["epochs"], seed=seed,
+                        weight_decay=settings["weight_decay"], warmup_steps=len(loader) // 5)  # fmt: skip
     if settings["rank"]:
         merge_lora(model)
-    return {"items": len(items), "shortened": len(items.shortened), "left_out": len(items.left_out),
-            "steps": history.steps_done, "tokens": history.tokens_done,
-            "train_seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+    return found | {"items": len(items), "shortened": len(items.shortened), "left_out": len(items.left_out)}
 
 
 def random_settings(n):

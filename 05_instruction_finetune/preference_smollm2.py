@@ -21,7 +21,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from instruct_smollm2 import answers_of, encode_chat, sha_of  # noqa: E402
+from instruct_smollm2 import answers_of, encode_chat  # noqa: E402
+from runs import encoded, finished, sha_of  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -103,12 +104,6 @@ def course_encode(entry, tokenizer):
     return encode_entry(entry, tokenizer, FORM)
 
 
-def finished(history):
-    """Ends the program where training was stopped: nothing half-trained goes into the table."""
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
-
-
 def make_assistant(base, tokenizer, training, seed=0, **settings):
     """A copy of `base` that was taught to answer, on the plain `output` of each training pair."""
     model = copy.deepcopy(base)
@@ -135,10 +130,8 @@ def scores(judge, tokenizer, entries, answers):
 
 def bits_per_byte(model, tokenizer, entries, answers, encode):
     """Bits per byte [N] of answers, their end included, under `model`: how natural it finds them."""
-    items, found = [], []
-    for entry, answer in zip(entries, answers, strict=True):
-        prompt, reply = encode(entry | {"output": answer}, tokenizer)
-        items.append((torch.tensor(prompt + reply), torch.arange(len(prompt) + len(reply)) >= len(prompt)))
+    answered = [entry | {"output": answer} for entry, answer in zip(entries, answers, strict=True)]
+    items, found = encoded(answered, tokenizer, encode), []
     device = next(model.parameters()).device
     with evaluating(model), mixed_precision(device):
         for first in range(0, len(items), 8):
