@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections import Counter
 
 import openai
@@ -478,9 +479,12 @@ def test_host_and_origin(url, headers, status):
 
 
 def test_a_key_is_asked_for():
-    with running(chat.create_app([scripted()], api_key="geheim-é")) as address:
+    app = chat.create_app([scripted(name="anna-2")], api_key="geheim-é", aliases={"gpt-5.4": "anna-2"})
+    with running(app) as address:
         for path in ("/", "/health", "/docs", *(f"/chat_page/{name}" for name in chat.PAGE if name != "index.html")):
-            assert requests.get(f"{address}{path}", headers={"Host": "any.name"}, timeout=10).status_code == 200, path
+            open_to_all = requests.get(f"{address}{path}", headers={"Host": "any.name"}, timeout=10)
+            assert open_to_all.status_code == 200, path
+            assert "anna-2" not in open_to_all.text and "gpt-5.4" not in open_to_all.text, f"{path} names a model"
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing", "//", "/chat_pag"):
             for given in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "geheim-é".encode()}):
                 assert requests.get(f"{address}{path}", headers=given, timeout=10).status_code == 401, path
@@ -488,6 +492,20 @@ def test_a_key_is_asked_for():
         assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
         key = {"Authorization": "Bearer geheim-é".encode()}
         assert requests.get(f"{address}/v1/models", headers=key, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("where", ["here", "a notebook in Colab", "a command in Colab"])
+def test_no_other_site_frames_the_page_but_a_cell_in_colab_does(where, monkeypatch):
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    if where == "a notebook in Colab":
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    elif where == "a command in Colab":
+        monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    with running(chat.create_app([scripted()])) as address:
+        told = requests.get(address, timeout=10).headers["content-security-policy"]
+    colab = ["https://colab.research.google.com", "https://*.googleusercontent.com"]
+    assert told.partition("frame-ancestors ")[2].split() == ["'self'", *(colab if "Colab" in where else [])]
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
