@@ -95,7 +95,7 @@ def measure(one, name, items):
             "answers": "".join(str(int(right)) for right in answers.right)}  # fmt: skip
 
 
-def run(models, n, out, only=None, again=False):
+def run(models, n, out, only, again):
     """Measure what is not yet in the table `out`, and write it after each benchmark. With `again`, rows of a model of
     the same name but other weights or items are replaced; without it they are a ValueError."""
     runs = continue_table(out, {"card": CARD})
@@ -123,7 +123,7 @@ def run(models, n, out, only=None, again=False):
             print(f"{one.name:28} {name:10} n {row['n']:5}  {row['right']}  {row['seconds']:.0f} s", flush=True)
 
 
-def check(path="smollm2", n=50):
+def check(path, n=50):
     """Are we right where transformers is? {ARC-Easy by sum, by byte, LAMBADA: (how many answers are equal, of all)}
 
     The model is saved as a Hugging Face folder, in float32, and read with transformers, weights, tokenizer and all;

@@ -45,7 +45,7 @@ class Guard:
     any Host may stand there.
     """
 
-    def __init__(self, app, api_key=None, hosts=(), refused=lambda status: None):
+    def __init__(self, app, api_key, hosts, refused):
         self.refused = refused
         self.app, self.key, self.hosts = app, api_key and api_key.encode(), {*HERE, *(host.lower() for host in hosts)}
         self.headers = headers()

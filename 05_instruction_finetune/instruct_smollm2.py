@@ -83,7 +83,7 @@ def fine_tune(model, tokenizer, encode, entries, seed, settings, state):
         checkpoint=state, resume=state.is_file())  # fmt: skip
 
 
-def parts(n_entries=None):
+def parts(n_entries):
     """(training entries, training items, test items, ten test entries, what the table says of the last two)."""
     file = data.fetch("instruction_data")
     training, _, test = random_split(check_entries(data.load(file))[0])

@@ -127,9 +127,9 @@ def shorter_is_better(pairs):
     return sum((len(a) < len(b)) + (len(a) == len(b)) / 2 for a, b in pairs) / len(pairs)
 
 
-def written(model, base, tokenizer, judge=None, n=8):
+def written(model, base, tokenizer, judge):
     """What the model writes to the held-out openings, by several measures: a dict of means, and a text for each."""
-    prompts = tokenizer.encode_ordinary_batch(HELD_OUT)
+    prompts, n = tokenizer.encode_ordinary_batch(HELD_OUT), 8
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(0)
     drawn = policy.sample_group(model, tokenizer, prompts, n, COURSE["max_new_tokens"], stop_id=full_stop(tokenizer),
                                 generator=generator)  # fmt: skip

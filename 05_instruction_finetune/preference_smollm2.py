@@ -104,12 +104,12 @@ def course_encode(entry, tokenizer):
     return encode_entry(entry, tokenizer, FORM)
 
 
-def make_assistant(base, tokenizer, training, seed=0, **settings):
+def make_assistant(base, tokenizer, training, **settings):
     """A copy of `base` that was taught to answer, on the plain `output` of each training pair."""
     model = copy.deepcopy(base)
-    loader = instruction_loader(InstructionData(training, tokenizer, MAX_TOKENS, FORM), 8, seed=seed)
+    loader = instruction_loader(InstructionData(training, tokenizer, MAX_TOKENS, FORM), 8)
     warmup = max(1, len(loader) // 10)
-    finished(train(model, loader, loss_fn=answer_loss, lr=1e-3, warmup_steps=warmup, seed=seed, **settings))
+    finished(train(model, loader, loss_fn=answer_loss, lr=1e-3, warmup_steps=warmup, **settings))
     return model
 
 
