@@ -9,7 +9,6 @@ weights and the order of the batches; all recipes share them, so that a column o
 import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from shared.data import fetch  # noqa: E402
 from shared.files import write_atomically  # noqa: E402
 from shared.gpt import GPTConfig, GPTModel  # noqa: E402
 from shared.loss import mean_loss, next_token_loss  # noqa: E402
-from shared.runtime import machine, seed_everything  # noqa: E402
+from shared.runtime import made_on, seed_everything  # noqa: E402
 from shared.tokenizer import load_tokenizer  # noqa: E402
 from shared.training import learning_rate, make_optimizer  # noqa: E402
 
@@ -73,9 +72,8 @@ def main():
     used, ids = ids.unique(return_inverse=True)  # only the tokens that occur, renumbered
     cut = len(ids) * 9 // 10
     config = GPTConfig(len(used), CONTEXT, emb_dim=128, n_heads=4, n_layers=2)
-    table = {"date": date.today().isoformat(), "machine": machine(),
-             "text": file.name, "tokens": len(ids), "epochs": EPOCHS,
-             "bigrams": round(bigram_loss(ids[:cut], ids[cut:], len(used)), 3), "runs": {}}  # fmt: skip
+    table = made_on() | {"text": file.name, "tokens": len(ids), "epochs": EPOCHS,
+                         "bigrams": round(bigram_loss(ids[:cut], ids[cut:], len(used)), 3), "runs": {}}  # fmt: skip
     valid_loader = create_dataloader(ids[cut:], CONTEXT, BATCH, shuffle=False, drop_last=False)
     for name, recipe in RECIPES.items():
         table["runs"][name], started = [], time.perf_counter()

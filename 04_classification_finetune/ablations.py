@@ -16,7 +16,6 @@ import hashlib
 import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ from shared.classification import (  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import GPTModel, count_parameters  # noqa: E402
 from shared.metrics import classification_metrics, roc_auc  # noqa: E402
-from shared.runtime import get_device, machine, scale, seed_everything  # noqa: E402
+from shared.runtime import get_device, made_on, scale, seed_everything  # noqa: E402
 from shared.tokenizer import END_OF_TEXT  # noqa: E402
 
 OUT = Path(__file__).with_name("ablations.json")
@@ -237,8 +236,6 @@ def main(argv=None):
     file = data.fetch("sms_spam")
     messages = deduplicate(parse_messages(data.load(file)))
     common = conditions(messages, file)
-    made = {"date": date.today().isoformat(), "machine": machine(),
-            "threads": torch.get_num_threads()}  # fmt: skip
     table = common | {"not_run": [SIZE["quick"]] if scale() == "quick" else [], "runs": []}
     try:
         table["runs"] = continue_table(args.out, common)
@@ -253,8 +250,8 @@ def main(argv=None):
             if (name, n, run) in done or args.only and args.only not in name:
                 continue
             folder = COURSE_BASE if name == SIZE["full"] else None
-            result = run_variant(VARIANTS.get(name, {}), n, run, messages, settings, folder)
-            table["runs"].append({"variant": name, "labels": n, "split": run % SPLITS, "seed": run} | made | result)
+            result = made_on() | run_variant(VARIANTS.get(name, {}), n, run, messages, settings, folder)
+            table["runs"].append({"variant": name, "labels": n, "split": run % SPLITS, "seed": run} | result)
             write_table(args.out, table)
             (tn, fp), (fn, tp) = result["confusion"]
             print(f"run {run}  {name:28} {n:>3} labels  ham {tn}/{tn + fp}  spam {tp}/{fn + tp}  "

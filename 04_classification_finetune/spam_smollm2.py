@@ -16,7 +16,6 @@ import json
 import math
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import CachePass, KVCache, last_logits, prefill  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
 from shared.metrics import bootstrap, roc_auc  # noqa: E402
-from shared.runtime import evaluating, get_device, machine, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, made_on, seed_everything  # noqa: E402
 
 OUT = Path(__file__).with_name("spam_smollm2.json")
 WORDS = {"spam/ham": (" ham", " spam"), "spam/normal": (" normal", " spam")}
@@ -234,8 +233,6 @@ def main(argv=None):
     others = [message for message in own if message[1] not in known]  # none where the messages are these
     model, tokenizer = load_base("smollm2")
     common = conditions(model, tokenizer, messages, file, others)
-    made = {"date": date.today().isoformat(), "machine": machine(),
-            "threads": torch.get_num_threads()}  # fmt: skip
     table = common | {"labels": "".join(map(str, numbers(parts[2]).tolist())), "runs": []}
     try:
         table["runs"] = continue_table(args.out, common)
@@ -283,7 +280,7 @@ def main(argv=None):
             print("stopped; the same command goes on")
             return 130
         seconds = round(time.perf_counter() - started, 1)
-        table["runs"].append({"name": name, "seconds": seconds} | made | result)
+        table["runs"].append({"name": name, "seconds": seconds} | made_on() | result)
         write_table(args.out, table)
         if name == FINE_TUNED:
             checkpoint.unlink(missing_ok=True)

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ from shared.checkpoints import COURSE_BASE, load_base, save_model  # noqa: E402
 from shared.choices import by_every_rule, last_words, minimal_pairs  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
-from shared.runtime import get_device, machine  # noqa: E402
+from shared.runtime import get_device, made_on  # noqa: E402
 
 OUT = Path(__file__).with_name("benchmarks.json")
 BENCHMARKS = {"BLiMP": "blimp", "HellaSwag": "hellaswag", "PIQA": "piqa", "ARC-Easy": "arc_easy", "LAMBADA": "lambada"}
@@ -96,10 +95,9 @@ def measure(one, name, items):
             "answers": "".join(str(int(right)) for right in answers.right)}  # fmt: skip
 
 
-def run(models, n, out, only=None, again=False):
+def run(models, n, out, only, again):
     """Measure what is not yet in the table `out`, and write it after each benchmark. With `again`, rows of a model of
     the same name but other weights or items are replaced; without it they are a ValueError."""
-    made = {"date": date.today().isoformat(), "machine": machine()}
     runs = continue_table(out, {"card": CARD})
     table = {"card": CARD, "runs": runs}
     for path in models:
@@ -118,14 +116,14 @@ def run(models, n, out, only=None, again=False):
                 found = f"{out} has {name} of another {one.name}, or of other items"
                 raise ValueError(f"{found}: --again replaces the row, --out FILE leaves it")
             started = time.perf_counter()
-            row |= made | measure(one, name, items)
+            row |= made_on() | measure(one, name, items)
             row["seconds"] = round(time.perf_counter() - started, 1)
             runs[:] = [old for old in runs if (old["model"], old["benchmark"]) != (one.name, name)] + [row]
             write_table(out, table)
             print(f"{one.name:28} {name:10} n {row['n']:5}  {row['right']}  {row['seconds']:.0f} s", flush=True)
 
 
-def check(path="smollm2", n=50):
+def check(path, n=50):
     """Are we right where transformers is? {ARC-Easy by sum, by byte, LAMBADA: (how many answers are equal, of all)}
 
     The model is saved as a Hugging Face folder, in float32, and read with transformers, weights, tokenizer and all;

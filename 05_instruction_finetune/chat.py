@@ -40,7 +40,7 @@ from chat_answers import USUAL_TOKENS, Answers, busy, reply, serve  # noqa: E402
 from chat_api import ApiError, ErrorBody  # noqa: E402
 from chat_guard import Guard, error_response, openapi_with_bodies, read_request  # noqa: E402
 from chat_metrics import Metrics  # noqa: E402
-from chat_text import TooLong, fit  # noqa: E402
+from chat_text import TooLong, fitted_prompt  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base, load_model  # noqa: E402
@@ -101,7 +101,8 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
         messages, room = [message.plain() for message in asked.messages], served.room - len(prefix)
         try:
             prompt, left_out = await run_in_threadpool(
-                fit, served.tokenizer, messages, room, min(wanted, served.room // 4), served.form)  # fmt: skip
+                fitted_prompt, served.tokenizer, messages, room, min(wanted, served.room // 4), served.form
+            )
         except TooLong as error:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
         notes = [f"the oldest {left_out} messages were left out: the model's context is full"] if left_out else []

@@ -3,6 +3,8 @@
 import asyncio
 import hmac
 import json
+import os
+import sys
 from urllib.parse import urlsplit
 
 from chat_api import ApiError, first_problem
@@ -14,14 +16,19 @@ MAX_BODY = 2**20  # bytes of a request that are kept; more of it is read and thr
 BODY_SECONDS = 20.0
 OPEN = ("/", "/health", "/docs", "/chat_page/")  # what needs no key: no word of a model is in it
 HERE = ("localhost", "127.0.0.1", "[::1]")
-FRAMES = "'self' http://localhost:* http://127.0.0.1:* https://colab.research.google.com https://*.googleusercontent.com"
-HEADERS = {
-    b"content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    f"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {FRAMES}".encode(),
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"cache-control": b"no-store",
-}
+COLAB = " https://colab.research.google.com https://*.googleusercontent.com"  # its page, a cell's output
+
+
+def headers():
+    """What every answer tells the browser. No other site may frame the page; in Colab a cell of a notebook does."""
+    frames = "'self'" + COLAB * ("google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ)
+    return {
+        b"content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        f"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {frames}".encode(),
+        b"x-content-type-options": b"nosniff",
+        b"referrer-policy": b"no-referrer",
+        b"cache-control": b"no-store",
+    }
 
 
 def host_of(value):
@@ -38,9 +45,10 @@ class Guard:
     any Host may stand there.
     """
 
-    def __init__(self, app, api_key=None, hosts=(), refused=lambda status: None):
+    def __init__(self, app, api_key, hosts, refused):
         self.refused = refused
         self.app, self.key, self.hosts = app, api_key and api_key.encode(), {*HERE, *(host.lower() for host in hosts)}
+        self.headers = headers()
 
     def refusal(self, scope):
         """An ApiError, or None."""
@@ -70,7 +78,7 @@ class Guard:
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message["headers"]}
-                message["headers"] += [(name, value) for name, value in HEADERS.items() if name not in given]
+                message["headers"] += [(name, value) for name, value in self.headers.items() if name not in given]
             await send(message)
 
         try:

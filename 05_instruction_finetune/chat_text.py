@@ -66,7 +66,7 @@ STOPS = {  # where a model goes on to ask itself
 }  # fmt: skip
 
 
-def form_of(tokenizer, chat_template=None):
+def form_of(tokenizer, chat_template):
     """(how a model is asked: one of the three functions above; whether it is known to have been trained so).
 
     `chat_template` is the one in its folder. A model without a known form is asked in that of lesson 5.1.
@@ -78,23 +78,18 @@ def form_of(tokenizer, chat_template=None):
     return alpaca_tokens, chat_template == ALPACA_CHAT_TEMPLATE
 
 
-def prompt_tokens(tokenizer, messages, form=None):
-    """The ids that a model continues with its answer to [(role, text), ...]; `form` as of `form_of` (None: its own)."""
-    return (form or form_of(tokenizer)[0])(tokenizer, messages)
-
-
-def fit(tokenizer, messages, room, wanted, form=None):
+def fitted_prompt(tokenizer, messages, room, wanted, form):
     """(prompt of at most `room` tokens, how many messages were left out): the oldest turns go, the system stays.
 
-    `room` shrinks by `wanted`, the place for an answer, where a part of the conversation can make it. Raises TooLong
-    where the words of the system and the last turn do not fit by themselves.
+    `form`: see `form_of`. `room` shrinks by `wanted`, the place for an answer, where a part of the conversation can
+    make it. Raises TooLong where the words of the system and the last turn do not fit by themselves.
     """
     system = [message for message in messages if message[0] == "system"]
     talk = [message for message in messages if message[0] != "system"]
     starts = [0] + [i for i in range(1, len(talk)) if talk[i][0] == "user" and talk[i - 1][0] == "assistant"]
 
     def tokens_from(turn):
-        return prompt_tokens(tokenizer, system + talk[starts[turn] :], form)
+        return form(tokenizer, system + talk[starts[turn] :])
 
     first = bisect_left(range(len(starts) - 1), True, key=lambda turn: len(tokens_from(turn)) <= room - wanted)
     ids = tokens_from(first)

@@ -17,24 +17,21 @@ import math
 import random
 import sys
 import time
-from datetime import date
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-import chats  # noqa: E402
+import domains  # noqa: E402
+from runs import train_timed  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.conversations import CHATML, COURSE, ConversationData, check_masks  # noqa: E402
 from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
-from shared.instructions import answer_loss, instruction_loader  # noqa: E402
+from shared.instructions import instruction_loader  # noqa: E402
 from shared.judge import by_letter  # noqa: E402
-from shared.runtime import get_device, machine, seed_everything  # noqa: E402
-from shared.training import train  # noqa: E402
+from shared.runtime import get_device, made_on, seed_everything  # noqa: E402
 
 OUT = Path(__file__).with_name("conversations_smollm2.json")
 SETTINGS = {  # rank None: all weights train
@@ -60,16 +57,12 @@ def fine_tune(model, tokenizer, template, training, settings, seed):
         from shared.lora import apply_lora, merge_lora
 
         apply_lora(model, settings["rank"], 2 * settings["rank"])
-    loader, started = instruction_loader(items, settings["batch_size"], seed=seed), time.perf_counter()
-    history = train(model, loader, loss_fn=answer_loss, lr=settings["lr"], epochs=settings["epochs"], seed=seed,
-                    weight_decay=settings["weight_decay"], warmup_steps=len(loader) // 5)  # fmt: skip
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
+    loader = instruction_loader(items, settings["batch_size"], seed=seed)
+    found = train_timed(model, loader, lr=settings["lr"], epochs=settings["epochs"], seed=seed,
+                        weight_decay=settings["weight_decay"], warmup_steps=len(loader) // 5)  # fmt: skip
     if settings["rank"]:
         merge_lora(model)
-    return {"items": len(items), "shortened": len(items.shortened), "left_out": len(items.left_out),
-            "steps": history.steps_done, "tokens": history.tokens_done,
-            "train_seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+    return found | {"items": len(items), "shortened": len(items.shortened), "left_out": len(items.left_out)}
 
 
 def random_settings(n):
@@ -83,7 +76,7 @@ def random_settings(n):
 def judged(n=N_JUDGED):
     """What SmolLM2 says of pairs (true next turn, a stranger): log-odds of the letter A in both orders."""
     model, tokenizer, _ = load("smollm2")
-    triples = chats.next_turns(chats.parts("airline")[2])[:n]
+    triples = domains.next_turns(domains.parts("airline")[2])[:n]
     entries = [{"instruction": "Continue this conversation with the assistant's next turn.", "output": true,
                 "input": "\n".join(f"{turn['role']}: {turn['content']}" for turn in context)}
                for context, true, _ in triples]  # fmt: skip
@@ -93,8 +86,8 @@ def judged(n=N_JUDGED):
     right = [str(odds > 0) for odds in first] + [str(odds < 0) for odds in second]
     says_a = [str(odds > 0) for odds in first + second]
     both = [str(a > 0 > b) for a, b in zip(first, second, strict=True)]
-    return {"n_pairs": len(asked), "right": chats.share(right, "True"), "says_a": chats.share(says_a, "True"),
-            "right_in_both_orders": chats.share(both, "True"), "first": [round(odds, 3) for odds in first],
+    return {"n_pairs": len(asked), "right": domains.share(right, "True"), "says_a": domains.share(says_a, "True"),
+            "right_in_both_orders": domains.share(both, "True"), "first": [round(odds, 3) for odds in first],
             "second": [round(odds, 3) for odds in second]}  # fmt: skip
 
 
@@ -119,16 +112,16 @@ def make(row, asked):
     if row["job"] == "judge":
         return judged()
     model, tokenizer, template = load(row["model"])
-    training, validation, test = chats.parts(row["domain"])
+    training, validation, test = domains.parts(row["domain"])
     found = {"base": tokenizer.name}
     if row["seed"] is not None:
         seed_everything(row["seed"])
         found |= fine_tune(model, tokenizer, template, training, row["settings"], row["seed"])
     if row["job"] == "search":
-        score = chats.bits(model, tokenizer, template, validation)
+        score = domains.bits(model, tokenizer, template, validation)
         return found | {"validation_bits": round(score.bits_per_byte, 4), "validation_interval": [
             round(end, 4) for end in score.bits_per_byte_interval]}  # fmt: skip
-    return found | chats.measure(model, tokenizer, template, test, asked)
+    return found | domains.measure(model, tokenizer, template, test, asked)
 
 
 def main(argv=None):
@@ -143,8 +136,8 @@ def main(argv=None):
         parser.error(f"--pairs is {args.pairs} (1 to 12), --search {args.search} (at least 1), --seeds {args.seeds} "
                      "(at least 0)")  # fmt: skip
     seeds = {name: (3 if name == "course_base" else 1) if args.seeds is None else args.seeds for name in JOBS}
-    asked = [probe for domain in chats.KINDS for probe in chats.probes(domain, args.pairs)]
-    made_of = {domain: sha256_of(data.places.SAMPLES / f"{domain}.jsonl")[:12] for domain in chats.KINDS}
+    asked = [probe for domain in domains.KINDS for probe in domains.probes(domain, args.pairs)]
+    made_of = {domain: sha256_of(data.places.SAMPLES / f"{domain}.jsonl")[:12] for domain in domains.KINDS}
     table = {"data": made_of, "n_probes": len(asked), "runs": []}
     try:
         table["runs"] = continue_table(args.out, {"data": made_of, "n_probes": len(asked)})
@@ -154,8 +147,7 @@ def main(argv=None):
         if any(head.items() <= run.items() for run in table["runs"]):
             continue
         started = time.perf_counter()
-        row = head | {"date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": machine()}  # fmt: skip
+        row = head | made_on()
         row |= make(head, asked)
         row["seconds"] = round(time.perf_counter() - started, 1)
         table["runs"].append(row)

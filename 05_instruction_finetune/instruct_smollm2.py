@@ -11,11 +11,8 @@ decides the order of the batches. SmolLM2 is asked in its own form, ChatML; the 
 
 import argparse
 import copy
-import hashlib
-import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -24,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import families  # noqa: E402
+from runs import encoded, sha_of, train_timed  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -31,9 +29,8 @@ from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.gpt import count_parameters  # noqa: E402
-from shared.instructions import answer_loss, check_entries, encode_entry, instruction_loader  # noqa: E402
-from shared.runtime import autocast_dtype, get_device, machine, seed_everything  # noqa: E402
-from shared.training import train  # noqa: E402
+from shared.instructions import check_entries, encode_entry, instruction_loader  # noqa: E402
+from shared.runtime import autocast_dtype, get_device, made_on, seed_everything  # noqa: E402
 
 OUT = Path(__file__).with_name("instruct_smollm2.json")
 # passes: how often the narrow items are read; the entries of the data set are read once
@@ -79,23 +76,14 @@ def measure(model, tokenizer, encode, narrow, ten, settings):
 
 def fine_tune(model, tokenizer, encode, entries, seed, settings, state):
     """Train all weights on the answers of the entries, in an order that `seed` fixes; resumes from the file `state`."""
-    items = []
-    for entry in entries:
-        prompt, answer = encode(entry, tokenizer)
-        ids = torch.tensor(prompt + answer)
-        if len(ids) <= settings["max_tokens"]:
-            items.append((ids, torch.arange(len(ids)) >= len(prompt)))
+    items = encoded(entries, tokenizer, encode, settings["max_tokens"])
     loader = instruction_loader(items, settings["batch_size"], seed=seed)
-    started = time.perf_counter()
-    history = train(model, loader, loss_fn=answer_loss, lr=settings["lr"], warmup_steps=len(loader) // 10,
-                    eval_every=-(-len(loader) // 5), seed=seed, checkpoint=state, resume=state.is_file())  # fmt: skip
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
-    return {"items": len(items), "steps": history.steps_done, "tokens": history.tokens_done,
-            "train_seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+    return {"items": len(items)} | train_timed(
+        model, loader, lr=settings["lr"], warmup_steps=len(loader) // 10, eval_every=-(-len(loader) // 5), seed=seed,
+        checkpoint=state, resume=state.is_file())  # fmt: skip
 
 
-def parts(n_entries=None):
+def parts(n_entries):
     """(training entries, training items, test items, ten test entries, what the table says of the last two)."""
     file = data.fetch("instruction_data")
     training, _, test = random_split(check_entries(data.load(file))[0])
@@ -106,11 +94,6 @@ def parts(n_entries=None):
     ten = test[:10]
     about = {"file": Path(file).name, "bundled_sample": data.places.is_sample(file), "sha256": sha_of([narrow, ten])}
     return training, narrow_training, narrow, ten, about
-
-
-def sha_of(content):
-    """The checksum of what JSON writes for it."""
-    return hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()
 
 
 def main(argv=None):
@@ -142,8 +125,7 @@ def main(argv=None):
             continue
         if any((run["model"], run["seed"]) == (args.model, seed) for run in table["runs"]):
             parser.error(f"{args.out} has this run of another base, or other settings: name another file with --out")
-        row = head | {"date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": machine()}  # fmt: skip
+        row = head | made_on()
         state = data.places.data_dir() / f"{tokenizer.name}-instruct-{sha_of(head)[:8]}.run"
         if seed is not None:
             seed_everything(seed)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import regex
@@ -32,7 +31,7 @@ from shared.checkpoints import load_base  # noqa: E402
 from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
 from shared.instructions import check_entries, respond  # noqa: E402
 from shared.judge import BETTER, GRADE, by_grade, by_letter, by_likelihood  # noqa: E402
-from shared.runtime import get_device, machine  # noqa: E402
+from shared.runtime import get_device, made_on  # noqa: E402
 
 OUT = Path(__file__).with_name("judge_smollm2.json")
 WORD = regex.compile(r"\w+")
@@ -138,7 +137,7 @@ def main(argv=None):
         table["rows"] = continue_table(options.out, {"made_with": made_with}, rows="rows")
     except ValueError as error:
         parser.error(str(error))
-    table |= {"date": date.today().isoformat(), "machine": machine()}
+    table |= made_on()
     references = [entry["output"] for entry in test]
 
     said_of_references = {}

@@ -17,7 +17,6 @@ import multiprocessing
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -26,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import families  # noqa: E402
-from instruct_smollm2 import NARROW_TOKENS, answers_of, encode_chat, sha_of  # noqa: E402
+from instruct_smollm2 import NARROW_TOKENS, answers_of, encode_chat  # noqa: E402
+from runs import encoded, finished, sha_of, train_timed  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -46,8 +46,8 @@ from shared.instructions import answer_loss, check_entries, collate_instructions
 from shared.lora import apply_lora, count_trainable, merge_lora  # noqa: E402
 from shared.metrics import bootstrap  # noqa: E402
 from shared.nf4 import quantise_model  # noqa: E402
-from shared.runtime import evaluating, get_device, machine, peak_memory, scale, seed_everything  # noqa: E402
-from shared.training import make_optimizer, train, training_step  # noqa: E402
+from shared.runtime import evaluating, get_device, made_on, peak_memory, scale, seed_everything  # noqa: E402
+from shared.training import make_optimizer, training_step  # noqa: E402
 
 OUT = Path(__file__).with_name("lora_smollm2.json")
 ATTENTION_TWO = ("query", "value")
@@ -71,22 +71,11 @@ def prepared(model, rank=None, targets=("blocks",), four_bits=False, lr=None):
     return apply_lora(model, rank, 2 * rank, targets) if rank else model.requires_grad_(True)
 
 
-def encoded(entries, tokenizer):
-    """[(ids [n], is_answer [n])] of the entries in ChatML that have at most MAX_TOKENS."""
-    pairs = [encode_chat(entry, tokenizer) for entry in entries]
-    items = [(torch.tensor(a + b), torch.arange(len(a) + len(b)) >= len(a)) for a, b in pairs]
-    return [item for item in items if len(item[0]) <= MAX_TOKENS]
-
-
 def fine_tune(model, items, lr, seed):
-    """One pass over the items; (seconds, tokens, steps)."""
-    loader, started = instruction_loader(items, BATCH, seed=seed), time.perf_counter()
-    history = train(model, loader, loss_fn=answer_loss, lr=lr, warmup_steps=len(loader) // 10, weight_decay=0.0,
-                    eval_every=10**6, seed=seed)  # fmt: skip
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
-    return {"train_seconds": round(time.perf_counter() - started, 1), "tokens": history.tokens_done,
-            "steps": history.steps_done}  # fmt: skip
+    """One pass over the items; what a row of the table says of it."""
+    loader = instruction_loader(items, BATCH, seed=seed)
+    return train_timed(model, loader, lr=lr, warmup_steps=len(loader) // 10, weight_decay=0.0, eval_every=10**6,
+                       seed=seed)  # fmt: skip
 
 
 def run_families(method, seed, tiny):
@@ -99,7 +88,7 @@ def run_families(method, seed, tiny):
     if method != AS_IT_CAME:
         prepared(model, **METHODS[method])
         row |= {"trained": count_trainable(model), "items": len(training), "settings": METHODS[method]}
-        row |= fine_tune(model, encoded(training, tokenizer), METHODS[method]["lr"], seed)
+        row |= fine_tune(model, encoded(training, tokenizer, encode_chat, MAX_TOKENS), METHODS[method]["lr"], seed)
         if METHODS[method].get("rank"):
             merge_lora(model)  # answers come faster, and 4 bits are not made into numbers for each token
     answers = answers_of(model, tokenizer, test, encode_chat, NARROW_TOKENS, batch_size=48)
@@ -110,7 +99,7 @@ def run_families(method, seed, tiny):
 
 def batch_for_cost(tokenizer):
     """One batch of narrow items, the same for all methods."""
-    return collate_instructions(encoded(families.items()[0][::40][:BATCH], tokenizer))
+    return collate_instructions(encoded(families.items()[0][::40][:BATCH], tokenizer, encode_chat))
 
 
 def tensor_bytes(model, optimizer):
@@ -174,10 +163,8 @@ def run_spam(method, seed, tiny):
     if method == "head only":
         model.requires_grad_(False)
     labels, started = torch.tensor([LABELS.index(label) for label, _ in training]), time.perf_counter()
-    history = train_classifier(classifier, training, epochs=1, batch_size=16, lr=settings["lr"], warmup_steps=20,
-                               seed=seed, weight_decay=0.0, weights=class_weights(labels, len(LABELS)))  # fmt: skip
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
+    finished(train_classifier(classifier, training, epochs=1, batch_size=16, lr=settings["lr"], warmup_steps=20,
+                              seed=seed, weight_decay=0.0, weights=class_weights(labels, len(LABELS))))  # fmt: skip
     seconds = time.perf_counter() - started
     called = classifier.predict([text for _, text in test])[0]
     pairs = [(label, found) for (label, _), found in zip(test, called, strict=True)]
@@ -201,8 +188,8 @@ def run_alpaca(method, seed, tiny):
     training, held_out = random_split(check_entries(data.load(file))[0], (0.9, 0.1))
     model, tokenizer = load_base("smollm2")
     model.to(get_device())
-    items = encoded(training[: 12 if tiny else ALPACA[scale()]], tokenizer)
-    asked = encoded(held_out[: 6 if tiny else HELD_OUT], tokenizer)
+    items = encoded(training[: 12 if tiny else ALPACA[scale()]], tokenizer, encode_chat, MAX_TOKENS)
+    asked = encoded(held_out[: 6 if tiny else HELD_OUT], tokenizer, encode_chat, MAX_TOKENS)
     before = torch.tensor(entry_losses(model, asked))
     prepared(model, **METHODS[method])
     row = fine_tune(model, items, METHODS[method]["lr"], seed)
@@ -252,9 +239,8 @@ def main(argv=None):
             row = run_cost(1 if args.tiny else 15)
         else:
             row = {"families": run_families, "spam": run_spam, "alpaca": run_alpaca}[task](method, seed, args.tiny)
-        head = {"task": task, "method": method, "seed": seed, "date": date.today().isoformat(),
-                "machine": machine(),
-                "threads": torch.get_num_threads(), "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+        head = {"task": task, "method": method, "seed": seed} | made_on()
+        head["seconds"] = round(time.perf_counter() - started, 1)
         table["runs"].append(head | row)
         write_table(args.out, table)
         told = f"{row['exact']} of {row['n']}" if "exact" in row else {k: row.get(k) for k in ("before", "after")}

@@ -15,7 +15,6 @@ import functools
 import re
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -25,13 +24,14 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from instruct_smollm2 import encode_chat  # noqa: E402
 from preference_smollm2 import freeze_all_but_last  # noqa: E402
+from runs import finished  # noqa: E402
 
 from shared import policy  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
 from shared.files import command_line, continue_table, write_table  # noqa: E402
 from shared.generation import generate  # noqa: E402
 from shared.preference import RewardModel, rewards, train_reward  # noqa: E402
-from shared.runtime import get_device, machine  # noqa: E402
+from shared.runtime import get_device, made_on  # noqa: E402
 
 OUT = Path(__file__).with_name("policy_runs.json")
 OPENINGS = [
@@ -81,10 +81,6 @@ def short_sentence(prompts, answers):
     return rewards
 
 
-def encoded(tokenizer, openings):
-    return [tokenizer.encode_ordinary(opening) for opening in openings]
-
-
 def full_stop(tokenizer):
     """The id of the full stop after a word, which ends an answer here."""
     return tokenizer.encode_ordinary("x.")[-1]
@@ -96,7 +92,7 @@ def comparisons(model, tokenizer, seed, n_pairs):
     The person here is the rule `short_sentence`, so that later we can see what the reward model cannot.
     """
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    pairs, prompts = [], encoded(tokenizer, TRAINING)
+    pairs, prompts = [], tokenizer.encode_ordinary_batch(TRAINING)
     while len(pairs) < n_pairs:
         drawn = policy.sample_group(model, tokenizer, prompts, 2, COURSE["max_new_tokens"],
                                     stop_id=full_stop(tokenizer), generator=generator)  # fmt: skip
@@ -120,10 +116,8 @@ def train_judge(model, tokenizer, seed, n_pairs=400, held_out=100):
         return rewards(judge, [row("".join(pair)) for pair in zip(prompts, answers, strict=True)])
 
     read = [tuple((row(text), None) for text in pair) for pair in pairs[:n_pairs]]
-    history = train_reward(judge, read, lr=1e-4, min_lr=1e-4, epochs=2, batch_size=16, seed=seed, weight_decay=0.0,
-                           progress=False)  # fmt: skip
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
+    finished(train_reward(judge, read, lr=1e-4, min_lr=1e-4, epochs=2, batch_size=16, seed=seed, weight_decay=0.0,
+                          progress=False))  # fmt: skip
     better, worse = (scores([""] * held_out, side) for side in zip(*pairs[n_pairs:], strict=True))
     return scores, (better > worse).float().mean().item(), shorter_is_better(pairs[n_pairs:])
 
@@ -133,9 +127,9 @@ def shorter_is_better(pairs):
     return sum((len(a) < len(b)) + (len(a) == len(b)) / 2 for a, b in pairs) / len(pairs)
 
 
-def written(model, base, tokenizer, judge=None, n=8):
+def written(model, base, tokenizer, judge):
     """What the model writes to the held-out openings, by several measures: a dict of means, and a text for each."""
-    prompts = encoded(tokenizer, HELD_OUT)
+    prompts, n = tokenizer.encode_ordinary_batch(HELD_OUT), 8
     generator = torch.Generator(model.token_embedding.weight.device).manual_seed(0)
     drawn = policy.sample_group(model, tokenizer, prompts, n, COURSE["max_new_tokens"], stop_id=full_stop(tokenizer),
                                 generator=generator)  # fmt: skip
@@ -150,10 +144,14 @@ def written(model, base, tokenizer, judge=None, n=8):
     return {k: round(v, 4) for k, v in found.items()} | {"texts": drawn.answers[::n]}
 
 
-def finished(history, steps):
-    """Ends the program where training was stopped: a shorter run is no row of the table."""
-    if len(history["reward"]) < steps:
+def train_for_reward(model, tokenizer, prompts, reward, settings, **more):
+    """Train for a reward; what a row of the table says of it. A run that was stopped is none: the program ends."""
+    started = time.perf_counter()
+    history = policy.train_policy(model, tokenizer, prompts, reward, **settings, **more)
+    if len(history["reward"]) < settings["steps"]:
         raise SystemExit("stopped; the same command goes on")
+    return {"seconds": round(time.perf_counter() - started, 1),
+            "history": {name: [round(x, 4) for x in values] for name, values in history.items()}}  # fmt: skip
 
 
 def run_arm(arm, seed, settings):
@@ -174,13 +172,10 @@ def run_arm(arm, seed, settings):
     if settings.get("advantages") == "none":
         settings["advantages"] = lambda rewards: rewards
     row["before"] = written(model, base, tokenizer, judge)
-    started = time.perf_counter()
-    history = policy.train_policy(model, tokenizer, encoded(tokenizer, TRAINING), reward, seed=seed, reference=base,
-                                  stop_id=full_stop(tokenizer), **settings)  # fmt: skip
-    finished(history, settings["steps"])
-    row |= {"seconds": round(time.perf_counter() - started, 1), "after": written(model, base, tokenizer, judge)}
-    history |= {"gold": gold} if gold else {}
-    return row | {"history": {k: [round(x, 4) for x in v] for k, v in history.items()}}
+    row |= train_for_reward(model, tokenizer, tokenizer.encode_ordinary_batch(TRAINING), reward, settings, seed=seed,
+                            reference=base, stop_id=full_stop(tokenizer))  # fmt: skip
+    row["history"] |= {"gold": [round(x, 4) for x in gold]} if gold else {}
+    return row | {"after": written(model, base, tokenizer, judge)}
 
 
 # SmolLM2: a question, and a word that a right answer holds. The first 24 are for training, which never sees the words.
@@ -274,12 +269,8 @@ def run_smollm2(seed, settings):
     freeze_all_but_last(model.to(get_device()), TRAINED_BLOCKS)
     row = {"base": tokenizer.name, "before": answered(model, tokenizer, QUESTIONS[24:])}
     prompts = [encode_chat({"instruction": q, "input": "", "output": ""}, tokenizer)[0] for q, _ in QUESTIONS[:24]]
-    started = time.perf_counter()
-    history = policy.train_policy(model, tokenizer, prompts, brief, seed=seed, stop_id=tokenizer.end_of_turn,
-                                  **settings)  # fmt: skip
-    finished(history, settings["steps"])
-    row |= {"seconds": round(time.perf_counter() - started, 1), "after": answered(model, tokenizer, QUESTIONS[24:])}
-    return row | {"history": {k: [round(x, 4) for x in v] for k, v in history.items()}}
+    row |= train_for_reward(model, tokenizer, prompts, brief, settings, seed=seed, stop_id=tokenizer.end_of_turn)
+    return row | {"after": answered(model, tokenizer, QUESTIONS[24:])}
 
 
 def main(argv=None):
@@ -304,8 +295,7 @@ def main(argv=None):
                 continue
             if arm == "smollm2" and seed and not args.only:
                 continue  # its runs are long: more of them by --only smollm2
-            row = {"arm": arm, "seed": seed, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                   "machine": machine()}  # fmt: skip
+            row = {"arm": arm, "seed": seed} | made_on()
             if arm == "smollm2":
                 row |= run_smollm2(seed, conditions["smollm2"])
             else:

@@ -14,7 +14,6 @@ import copy
 import re
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -22,7 +21,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from instruct_smollm2 import answers_of, encode_chat, sha_of  # noqa: E402
+from instruct_smollm2 import answers_of, encode_chat  # noqa: E402
+from runs import encoded, finished, sha_of  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -42,7 +42,7 @@ from shared.preference import (  # noqa: E402
     train_reward,
     win_share,
 )
-from shared.runtime import evaluating, get_device, machine, seed_everything  # noqa: E402
+from shared.runtime import evaluating, get_device, made_on, seed_everything  # noqa: E402
 from shared.training import train  # noqa: E402
 
 OUT = Path(__file__).with_name("preference_smollm2.json")
@@ -104,18 +104,12 @@ def course_encode(entry, tokenizer):
     return encode_entry(entry, tokenizer, FORM)
 
 
-def finished(history):
-    """Ends the program where training was stopped: nothing half-trained goes into the table."""
-    if history.interrupted:
-        raise SystemExit("stopped; the same command goes on")
-
-
-def make_assistant(base, tokenizer, training, seed=0, **settings):
+def make_assistant(base, tokenizer, training, **settings):
     """A copy of `base` that was taught to answer, on the plain `output` of each training pair."""
     model = copy.deepcopy(base)
-    loader = instruction_loader(InstructionData(training, tokenizer, MAX_TOKENS, FORM), 8, seed=seed)
+    loader = instruction_loader(InstructionData(training, tokenizer, MAX_TOKENS, FORM), 8)
     warmup = max(1, len(loader) // 10)
-    finished(train(model, loader, loss_fn=answer_loss, lr=1e-3, warmup_steps=warmup, seed=seed, **settings))
+    finished(train(model, loader, loss_fn=answer_loss, lr=1e-3, warmup_steps=warmup, **settings))
     return model
 
 
@@ -136,10 +130,8 @@ def scores(judge, tokenizer, entries, answers):
 
 def bits_per_byte(model, tokenizer, entries, answers, encode):
     """Bits per byte [N] of answers, their end included, under `model`: how natural it finds them."""
-    items, found = [], []
-    for entry, answer in zip(entries, answers, strict=True):
-        prompt, reply = encode(entry | {"output": answer}, tokenizer)
-        items.append((torch.tensor(prompt + reply), torch.arange(len(prompt) + len(reply)) >= len(prompt)))
+    answered = [entry | {"output": answer} for entry, answer in zip(entries, answers, strict=True)]
+    items, found = encoded(answered, tokenizer, encode), []
     device = next(model.parameters()).device
     with evaluating(model), mixed_precision(device):
         for first in range(0, len(items), 8):
@@ -230,8 +222,7 @@ def main(argv=None):
     for head in left:
         start = time.perf_counter()
         model = copy.deepcopy(reference)
-        row = head | {"base": tokenizer.name, "date": date.today().isoformat(), "threads": torch.get_num_threads(),
-                      "machine": machine()}  # fmt: skip
+        row = head | {"base": tokenizer.name} | made_on()
         if head["seed"] is not None:
             if head["seed"] not in drawn:
                 some = random_split(training, (n_pairs, len(training) - n_pairs), seed=head["seed"])[0]

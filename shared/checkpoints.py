@@ -170,7 +170,7 @@ def save_model(model, tokenizer, folder, chat_template=None, *, extra=None, sett
         Path(folder, name).unlink(missing_ok=True)
 
 
-def publish(model, tokenizer=None):
+def publish(model, tokenizer):
     """What model.safetensors and config.json hold of `model`: ({published name: tensor}, {key: value}).
 
     Raises ValueError for a tensor that is not finite or not a plain model's, and for a tokenizer with more tokens.

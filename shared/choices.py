@@ -102,14 +102,14 @@ def score_choices(model, query, choices):
                             reduction="none").cpu() for i, ids in enumerate(choices)]  # fmt: skip
 
 
-def minimal_pairs(model, tokenizer, pairs, batch_size=16):
+def minimal_pairs(model, tokenizer, pairs):
     """`Choices` for "all" and for each phenomenon: is the good sentence the more likely one (Warstadt et al. 2020)?
 
     `pairs` are dicts with "good", "bad" and "phenomenon", such as BLiMP's.
     """
     texts = [tokenizer.encode_ordinary(pair[which]) for pair in as_list(pairs) for which in ("good", "bad")]
     with evaluating(model):
-        scored = score_completions(model, [([tokenizer.eot_token], ids) for ids in texts], batch_size)
+        scored = score_completions(model, [([tokenizer.eot_token], ids) for ids in texts])
     good, bad = torch.stack([losses.sum() for losses, _ in scored]).view(-1, 2).T
     if (good + bad).isnan().any():
         raise FloatingPointError("the model's loss is NaN; its weights are damaged")
@@ -119,7 +119,7 @@ def minimal_pairs(model, tokenizer, pairs, batch_size=16):
     return {name: choices_of((good < bad)[group], 0.5) for name, group in groups.items()}
 
 
-def last_words(model, tokenizer, texts, batch_size=16):
+def last_words(model, tokenizer, texts):
     """(`Choices`, `Perplexity`) of the last words of texts, such as LAMBADA's (Paperno et al. 2016).
 
     A word is right where greedy decoding writes all its tokens. Guessing is taken to be one word of the text's others,
@@ -129,7 +129,7 @@ def last_words(model, tokenizer, texts, batch_size=16):
     for before, _, word in parts:
         pairs.append(([tokenizer.eot_token, *tokenizer.encode_ordinary(before)], tokenizer.encode_ordinary(" " + word)))
     with evaluating(model):
-        scored = score_completions(model, pairs, batch_size)
+        scored = score_completions(model, pairs)
     if any(losses.isnan().any() for losses, _ in scored):
         raise FloatingPointError("the model's loss is NaN; its weights are damaged")
     right, chance, sums = [], 0, []

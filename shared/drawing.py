@@ -53,7 +53,7 @@ def label(axis, x, y, text, size=10, colour=INK, **style):
     axis.text(x, y, text, parse_math=False, **{"ha": "center", "va": "center", "size": size, "color": colour} | style)
 
 
-def box(axis, x, y, text="", colour="plain", width=2.0, height=0.8, size=10, **style):
+def box(axis, x, y, text, colour="plain", width=2.0, height=0.8, size=10, **style):
     """A rounded box centred on (x, y) with a text in it; `colour` is a name in COLOURS."""
     edge, fill = COLOURS[colour]
     corner, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.12"

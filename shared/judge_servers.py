@@ -11,7 +11,7 @@ class JudgeError(OSError):
     """A judge could not be asked. The message names its address and the reason."""
 
 
-def ollama(model, url="http://localhost:11434", timeout=120):
+def ollama(model, url, timeout=120):
     """A judge's `ask` that goes to an Ollama server: temperature 0, fixed seed. Raises JudgeError."""
     body = {"model": model, "stream": False, "options": {"temperature": 0, "seed": 0, "num_ctx": 4096}}
 

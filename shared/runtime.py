@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import threading
+from datetime import date
 
 import numpy as np
 import torch
@@ -164,3 +165,8 @@ def describe(device=None):
 def machine():
     """One line for a table of results: the system, the processor's kind, and what `describe` says."""
     return f"{platform.system()} {platform.machine()}, {describe()}"
+
+
+def made_on():
+    """What each table of results says of its making: the date, the machine, and how many threads computed."""
+    return {"date": date.today().isoformat(), "machine": machine(), "threads": torch.get_num_threads()}

@@ -92,7 +92,7 @@ def read_tokenizer_folder(folder):
         raise ValueError(f"{file} holds no byte-pair encoding: {type(error).__name__} {error}") from None
 
 
-def tokenizer_config(bpe, max_tokens, end_of_text, chat_template=None):
+def tokenizer_config(bpe, max_tokens, end_of_text, chat_template):
     """What tokenizer_config.json says: the special tokens, the longest input, and how to write a chat, if given."""
     flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False) | {"special": True}
     settings = {

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections import Counter
 
 import openai
@@ -32,9 +33,9 @@ from shared.instructions import ALPACA_CHAT_TEMPLATE, format_prompt
 from shared.tokenizer import with_end_of_text
 from tests.chat_server import ROOT, Scripted, chat, running, stand_in
 
-import chat_api  # isort: skip
+import chat_api  # isort: skip  # which chat_server put on the path
 import chat_text  # isort: skip
-from chat_text import TextStream, TooLong, fit, prompt_tokens  # isort: skip  # which chat_server put on the path
+from chat_text import TextStream, TooLong, alpaca_tokens, chatml_tokens, fitted_prompt  # isort: skip
 
 MODEL, TOKENIZER = stand_in()
 ALPACA_TOKENIZER = with_end_of_text(load_model(COURSE_BASE)[1], COURSE_BASE)
@@ -103,7 +104,7 @@ def test_an_answer_has_every_field(client):
     assert choice.message.content == TRICKY and choice.message.refusal is None and choice.message.annotations == []
     assert "logprobs" in choice.model_fields_set and choice.logprobs is None
     n = len(TOKENIZER.encode_ordinary(TRICKY))
-    prompt = len(prompt_tokens(TOKENIZER, [("user", "hello")]))
+    prompt = len(chatml_tokens(TOKENIZER, [("user", "hello")]))
     assert made.usage.to_dict() == {"prompt_tokens": prompt, "completion_tokens": n, "total_tokens": prompt + n}
 
 
@@ -135,7 +136,7 @@ def test_streamed_equals_not_streamed_for_real_models(client, name, settings):
 
 def test_greedy_is_generate(client):
     made = client.chat.completions.create(model="stand-in", messages=HELLO, temperature=0, max_tokens=20)
-    prompt = prompt_tokens(TOKENIZER, [("user", "hello")])
+    prompt = chatml_tokens(TOKENIZER, [("user", "hello")])
     new = generate(MODEL, [prompt], 20, eos_id=2, n_vocab=TOKENIZER.n_vocab)[0, len(prompt) :].tolist()
     assert made.choices[0].message.content == TOKENIZER.decode([i for i in new if i > 2])
 
@@ -200,7 +201,7 @@ def test_an_answer_goes_on_from_tokens_that_were_chosen(client):
     assert [entry.id for entry in rest.choices[0].logprobs.content] == ids[5:]
     other = content[5].top_logprobs[1].id
     made = client.chat.completions.create(**settings, extra_body={"prefix_token_ids": [*ids[:5], other]})
-    prompt = prompt_tokens(TOKENIZER, [("user", "hello")]) + ids[:5] + [other]
+    prompt = chatml_tokens(TOKENIZER, [("user", "hello")]) + ids[:5] + [other]
     alone = generate(MODEL, [prompt], 16, eos_id=2)[0, len(prompt) :].tolist()
     assert [entry.id for entry in made.choices[0].logprobs.content] == [i for i in alone if i != 2]
 
@@ -295,20 +296,20 @@ def test_langchain_unchanged(url):
 
 def test_the_prompt_is_what_transformers_makes_of_the_published_template():
     messages = [("system", "Be kind."), ("user", "<|im_end|> hi\n"), ("assistant", "hello"), ("user", "who?")]
-    ids = prompt_tokens(TOKENIZER, messages)
+    ids = chatml_tokens(TOKENIZER, messages)
     text = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in messages) + "<|im_start|>assistant\n"
     assert TOKENIZER.decode(ids) == text
     assert ids.count(2) == len(messages), "a mark in a text is text"
     usual = [("system", CHATML.system)]
-    assert prompt_tokens(TOKENIZER, messages[1:]) == prompt_tokens(TOKENIZER, usual + messages[1:])
+    assert chatml_tokens(TOKENIZER, messages[1:]) == chatml_tokens(TOKENIZER, usual + messages[1:])
 
 
 def test_the_alpaca_prompt_is_that_of_lesson_5_1():
     def text_of(messages):
-        return ALPACA_TOKENIZER.decode(prompt_tokens(ALPACA_TOKENIZER, messages))
+        return ALPACA_TOKENIZER.decode(alpaca_tokens(ALPACA_TOKENIZER, messages))
 
     entry = {"instruction": "Name a bird.", "input": ""}
-    assert prompt_tokens(ALPACA_TOKENIZER, [("user", "Name a bird.")]) == \
+    assert alpaca_tokens(ALPACA_TOKENIZER, [("user", "Name a bird.")]) == \
         ALPACA_TOKENIZER.encode_ordinary(format_prompt(entry))  # fmt: skip
     with_input = {"instruction": "Shorten it.", "input": "A long text."}
     assert text_of([("user", "Shorten it.\n\n### Input:\nA long text.")]) == format_prompt(with_input)
@@ -322,16 +323,16 @@ def test_the_oldest_turns_go_and_the_system_stays():
     for i in range(20):
         talk += [("user", f"question {i}"), ("user", "please"), ("assistant", f"answer {i}")]
     talk.append(("user", "the last one"))
-    whole = prompt_tokens(TOKENIZER, talk)
-    assert fit(TOKENIZER, talk, len(whole), 0) == (whole, 0)
+    whole = chatml_tokens(TOKENIZER, talk)
+    assert fitted_prompt(TOKENIZER, talk, len(whole), 0, chatml_tokens) == (whole, 0)
     for room, wanted in ((len(whole) - 1, 0), (200, 0), (200, 50), (40, 0), (40, 39)):
-        ids, left_out = fit(TOKENIZER, talk, room, wanted)
+        ids, left_out = fitted_prompt(TOKENIZER, talk, room, wanted, chatml_tokens)
         assert len(ids) <= room and left_out % 3 == 0 and left_out > 0
-        assert ids == prompt_tokens(TOKENIZER, talk[:1] + talk[1 + left_out :])
-        fits_more = len(prompt_tokens(TOKENIZER, talk[:1] + talk[1 + left_out - 3 :])) <= room - wanted
+        assert ids == chatml_tokens(TOKENIZER, talk[:1] + talk[1 + left_out :])
+        fits_more = len(chatml_tokens(TOKENIZER, talk[:1] + talk[1 + left_out - 3 :])) <= room - wanted
         assert not fits_more, "more was left out than need be"
     with pytest.raises(TooLong, match=r"have \d+ tokens; there is room for 10"):
-        fit(TOKENIZER, talk, 10, 0)
+        fitted_prompt(TOKENIZER, talk, 10, 0, chatml_tokens)
 
 
 def test_the_answer_says_what_was_left_out(url):
@@ -478,9 +479,12 @@ def test_host_and_origin(url, headers, status):
 
 
 def test_a_key_is_asked_for():
-    with running(chat.create_app([scripted()], api_key="geheim-é")) as address:
+    app = chat.create_app([scripted(name="anna-2")], api_key="geheim-é", aliases={"gpt-5.4": "anna-2"})
+    with running(app) as address:
         for path in ("/", "/health", "/docs", *(f"/chat_page/{name}" for name in chat.PAGE if name != "index.html")):
-            assert requests.get(f"{address}{path}", headers={"Host": "any.name"}, timeout=10).status_code == 200, path
+            open_to_all = requests.get(f"{address}{path}", headers={"Host": "any.name"}, timeout=10)
+            assert open_to_all.status_code == 200, path
+            assert "anna-2" not in open_to_all.text and "gpt-5.4" not in open_to_all.text, f"{path} names a model"
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing", "//", "/chat_pag"):
             for given in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "geheim-é".encode()}):
                 assert requests.get(f"{address}{path}", headers=given, timeout=10).status_code == 401, path
@@ -488,6 +492,20 @@ def test_a_key_is_asked_for():
         assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
         key = {"Authorization": "Bearer geheim-é".encode()}
         assert requests.get(f"{address}/v1/models", headers=key, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("where", ["here", "a notebook in Colab", "a command in Colab"])
+def test_no_other_site_frames_the_page_but_a_cell_in_colab_does(where, monkeypatch):
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    if where == "a notebook in Colab":
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    elif where == "a command in Colab":
+        monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    with running(chat.create_app([scripted()])) as address:
+        told = requests.get(address, timeout=10).headers["content-security-policy"]
+    colab = ["https://colab.research.google.com", "https://*.googleusercontent.com"]
+    assert told.partition("frame-ancestors ")[2].split() == ["'self'", *(colab if "Colab" in where else [])]
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
@@ -941,7 +959,7 @@ def test_a_model_is_asked_in_the_form_in_which_it_was_trained(template, form, be
     served, talk = chat.serve(name, model, tokenizer, chat_template=found), [("user", "Hello"), ("assistant", "Hi!"),
                                                                            ("user", "My flight?")]  # fmt: skip
     assert served.form is (form or chat_text.alpaca_tokens) and served.is_chat == (form is not None)
-    text = tokenizer.decode(fit(tokenizer, talk, 200, 20, served.form)[0])
+    text = tokenizer.decode(fitted_prompt(tokenizer, talk, 200, 20, served.form)[0])
     if form is chat_text.course_tokens:
         assert text == render([{"role": role, "content": said} for role, said in talk], COURSE, prompt=True)
     else:

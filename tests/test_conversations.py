@@ -63,7 +63,7 @@ def script(name):
     return module
 
 
-chats = script("chats")
+domains = script("domains")
 
 
 def talk(*texts, system=None):
@@ -198,7 +198,7 @@ def test_luhn_check_digits():
 
 def test_planted_personal_data():
     """Precision and recall on texts in which {what is personal|KIND} is marked; some of them are known to be missed."""
-    texts = chats.planted()
+    texts = domains.planted()
     found = sum(len(set(find_personal(text)) & marks) for text, marks in texts)
     missed = sum(len(marks - set(find_personal(text))) for text, marks in texts)
     wrong = sum(len(set(find_personal(text)) - marks) for text, marks in texts)
@@ -452,7 +452,7 @@ def test_a_template_of_ones_own(course):
 # --- probes, and what the script measures ----------------------------------------------------------------------------
 
 DOMAINS = ("airline", "help_desk")
-PROBES = [probe for domain in DOMAINS for probe in chats.probes(domain)]
+PROBES = [probe for domain in DOMAINS for probe in domains.probes(domain)]
 
 
 def test_probes_need_the_earlier_turn():
@@ -462,8 +462,8 @@ def test_probes_need_the_earlier_turn():
     for probe in PROBES:
         first, twin = probe["conversation"], probe["twin"]
         assert [a == b for a, b in zip(first, twin, strict=True)] == [True, False, True, True]
-        assert chats.verdict(probe, first[1]["content"]) == "both"
-        assert all(chats.verdict(probe, turn["content"]) == "neither" for turn in (*twin, *first[2:]))
+        assert domains.verdict(probe, first[1]["content"]) == "both"
+        assert all(domains.verdict(probe, turn["content"]) == "neither" for turn in (*twin, *first[2:]))
         assert (probe["target"] in sample) == ("known" in probe["kind"]) == (probe["other"] in sample)
         assert probe["target"] != probe["other"]
     openings = [(p["conversation"][1]["content"], p) for p in PROBES if "known" not in p["kind"]]
@@ -476,15 +476,15 @@ def test_a_parrot_fails():
     for probe in PROBES:
         said = [turn["content"] for turn in probe["conversation"]]
         for answer in (*said, " ".join(said), " ".join(said[1:]), f"{probe['other']} or {probe['target']}", ""):
-            assert chats.verdict(probe, answer) != "right"
-        assert chats.verdict(probe, f"It is {probe['target'].upper()}.") == "right"
-        assert chats.verdict(probe, f"You said {probe['other']}.") == "other"
-    assert not chats.names("Corky and Oslos", "Cork") and chats.names("to Cork.", "cork")
+            assert domains.verdict(probe, answer) != "right"
+        assert domains.verdict(probe, f"It is {probe['target'].upper()}.") == "right"
+        assert domains.verdict(probe, f"You said {probe['other']}.") == "other"
+    assert not domains.names("Corky and Oslos", "Cork") and domains.names("to Cork.", "cork")
 
 
 def test_bits_per_byte_by_hand(either):
     model, tokenizer, template = either
-    found = chats.bits(model, tokenizer, template, TALKS[:2])
+    found = domains.bits(model, tokenizer, template, TALKS[:2])
     nats = size = 0
     for chat in TALKS[:2]:
         ids, counts = encode_conversation(chat, tokenizer, template)
@@ -497,36 +497,36 @@ def test_bits_per_byte_by_hand(either):
 
 
 def test_next_turns_and_their_strangers(course):
-    test = chats.parts("airline")[2]
-    triples = chats.next_turns(test)
+    test = domains.parts("airline")[2]
+    triples = domains.next_turns(test)
     assert len(triples) > 50 and all(context[-1]["role"] == "user" for context, _, _ in triples)
     for context, true, stranger in triples:
         own = next(chat for chat in test if chat[: len(context)] == context and chat[len(context)]["content"] == true)
         assert stranger != true and own[len(context)]["role"] == "assistant"
     backwards = [(context, stranger, true) for context, true, stranger in triples[:6]]
     model, tokenizer = course
-    forth, back = (chats.prefers_true(model, tokenizer, COURSE, some) for some in (triples[:6], backwards))
+    forth, back = (domains.prefers_true(model, tokenizer, COURSE, some) for some in (triples[:6], backwards))
     assert forth == [not one for one in back]
 
 
 def test_fluency_compares_groups_of_one_size():
     loops, rich = ["the the the the"] * 24, [f"a{i} b{i} c{i} d{i}" for i in range(24)]
-    low, high = chats.fluency(loops), chats.fluency(rich)
+    low, high = domains.fluency(loops), domains.fluency(rich)
     assert low["distinct_1"]["value"] < 0.1 and low["repetition"]["value"] == 0.5
     assert high["distinct_2"] == {"value": 1.0, "interval": [1.0, 1.0], "n": 4}
-    mixed = chats.fluency(loops[:12] + rich[:12])["distinct_1"]
+    mixed = domains.fluency(loops[:12] + rich[:12])["distinct_1"]
     assert mixed["interval"][0] <= mixed["value"] <= mixed["interval"][1]
 
 
 def test_parts_hold_different_conversations(tmp_path):
     for domain in DOMAINS:
-        parts = chats.parts(domain)
+        parts = domains.parts(domain)
         assert [len(part) for part in parts] == [84, 12, 24]
         assert len({json.dumps(chat) for part in parts for chat in part}) == 120
-        assert all(chat[0] == {"role": "system", "content": chats.SYSTEM[domain]} for part in parts for chat in part)
+        assert all(chat[0] == {"role": "system", "content": domains.SYSTEM[domain]} for part in parts for chat in part)
     own = tmp_path / "own.csv"
     own.write_text("id,role,text\n" + "".join(f"{i},user,Hi {i}\n{i},bot,Ho a{i}@example.org\n" for i in range(20)))
-    training, _, test = chats.parts("airline", [own])
+    training, _, test = domains.parts("airline", [own])
     assert len(training) == 14 and len(test) == 4 and test[0][1]["content"] == "Ho [EMAIL]"
     assert [turn["role"] for turn in test[0]] == ["user", "assistant"]  # the airline's system line is not theirs
 
@@ -545,9 +545,9 @@ def test_ones_own_chats_are_reported(tmp_path, monkeypatch, capsys):
     assert data.places.own_chats() == [folder / "a.csv"]
     with pytest.raises(ValueError, match=r"a.csv: 0 of 12 conversations can be used, and ten are needed. 12 times: a "
                                          r"turn is by 'shop'; the roles are system, user, assistant$"):  # fmt: skip
-        chats.parts("airline", data.places.own_chats())
+        domains.parts("airline", data.places.own_chats())
     capsys.readouterr()
-    kept = sum(chats.parts("airline", data.places.own_chats(), speakers={"Shop": "assistant"}), [])
+    kept = sum(domains.parts("airline", data.places.own_chats(), speakers={"Shop": "assistant"}), [])
     assert sorted(turns[0]["content"] for turns in kept) == sorted(f"Hi\n{i}" for i in range(2, 12))
     assert {turns[1]["content"] for turns in kept} == {"[PHONE]"}
     said = capsys.readouterr().out
@@ -560,7 +560,7 @@ def test_what_the_earlier_turns_are_worth(either):
     """By hand, from the logits; and a conversation whose turns do not fit, or that has one exchange, is left out."""
     model, tokenizer, template = either
     chat = TALKS[2]  # a system line, three exchanges
-    found = chats.context_gain(model, tokenizer, template, [chat, TALKS[0]])
+    found = domains.context_gain(model, tokenizer, template, [chat, TALKS[0]])
     nats, size = [0, 0], 0
     for k in (4, 6):
         said = chat[k]["content"]
@@ -575,9 +575,9 @@ def test_what_the_earlier_turns_are_worth(either):
     assert found["n"] == 2 and found["conversations"] == 1
     assert [found[key] for key in ("whole", "alone", "gain")] == pytest.approx([whole, alone, alone - whole], rel=1e-4)
     assert found["interval"] == pytest.approx([found["gain"]] * 2)  # there is one conversation to draw
-    again = chats.context_gain(model, tokenizer, template, [chat, talk("word " * 9000, "a", "word " * 9000, "c")])
+    again = domains.context_gain(model, tokenizer, template, [chat, talk("word " * 9000, "a", "word " * 9000, "c")])
     assert again == found  # no turn of the second has room
-    none = chats.context_gain(model, tokenizer, template, TALKS[:1])
+    none = domains.context_gain(model, tokenizer, template, TALKS[:1])
     assert none["n"] == none["conversations"] == 0 and math.isnan(none["gain"]) and math.isnan(none["interval"][0])
 
 
@@ -585,9 +585,9 @@ def test_what_does_not_fit_is_left_out_of_measures(course):
     model, tokenizer = course
     giant = talk("word " * 600, "Yes.", "And?", "No.")
     for some in (giant, talk("Hi", "word " * 600)):
-        found = chats.bits(model, tokenizer, COURSE, [*TALKS[:2], some])
+        found = domains.bits(model, tokenizer, COURSE, [*TALKS[:2], some])
         assert len(found.sums) == 2 + (some is giant)  # the giant's last exchange fits
-    assert chats.openings([*TALKS, giant], tokenizer, COURSE, 200) == [
+    assert domains.openings([*TALKS, giant], tokenizer, COURSE, 200) == [
         chat[: 2 if chat[0]["role"] == "system" else 1] for chat in TALKS]
 
 
@@ -613,7 +613,7 @@ def test_the_judge_is_asked_in_both_orders(smol, monkeypatch):
     assert found["n_pairs"] == 3 and found["right"]["n"] == found["says_a"]["n"] == 6
     right = [odds > 0 for odds in found["first"]] + [odds < 0 for odds in found["second"]]
     assert found["right"]["k"] == sum(right) and all(map(math.isfinite, found["first"] + found["second"]))
-    triples = experiment.chats.next_turns(experiment.chats.parts("airline")[2])[:5]
+    triples = experiment.domains.next_turns(experiment.domains.parts("airline")[2])[:5]
     true = [turn for _, turn, _ in triples]
 
     def always_a(model, tokenizer, asked):

@@ -13,6 +13,7 @@ sys.path.append(str(ROOT / "05_instruction_finetune"))
 
 import families  # noqa: E402
 import instruct_smollm2 as script  # noqa: E402
+import runs  # noqa: E402
 
 TRAIN, TEST = families.items()
 
@@ -158,7 +159,7 @@ def test_the_table_is_made_and_goes_on(offline, capsys):
 def test_a_run_that_was_stopped_goes_on(offline, monkeypatch):
     whole, parts = offline / "whole.json", offline / "parts.json"
     run(whole)
-    loss, calls = script.answer_loss, []
+    loss, calls = runs.answer_loss, []
 
     def breaks(*batch):
         calls.append(1)
@@ -166,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on(offline, monkeypatch):
             raise KeyboardInterrupt
         return loss(*batch)
 
-    monkeypatch.setattr(script, "answer_loss", breaks)
+    monkeypatch.setattr(runs, "answer_loss", breaks)
     with pytest.raises(KeyboardInterrupt):
         run(parts)
     assert len(list((offline / "data").glob("*.run"))) == 1

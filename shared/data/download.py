@@ -30,7 +30,7 @@ class _Cut(requests.RequestException):
     """One request did not give all of the file, the next one may; the message says why."""
 
 
-def download(url, path, *, sha256, size, limit, check=None, progress=True):
+def download(url, path, *, sha256, size, limit, check, progress):
     """Bring the file at `url` to `path`.
 
     `sha256` (hex) and `size` (bytes) are what it must have; None means not known: without a sha256 a download that was

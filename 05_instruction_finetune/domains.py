@@ -165,11 +165,11 @@ def verdict(probe, answer):
         names(answer, probe["target"]), names(answer, probe["other"])]  # fmt: skip
 
 
-def ask(model, tokenizer, template, asked, new_tokens=16):
+def ask(model, tokenizer, template, asked):
     """The verdicts on a model's answers to probes, and to their twins: two lists."""
     found = []
     for key in ("conversation", "twin"):
-        answers = reply(model, tokenizer, [probe[key] for probe in asked], new_tokens, template=template)
+        answers = reply(model, tokenizer, [probe[key] for probe in asked], 16, template=template)
         found.append([verdict(probe, answer) for probe, answer in zip(asked, answers, strict=True)])
     return found
 
@@ -281,13 +281,13 @@ def prefers_true(model, tokenizer, template, triples):
     return [true < stranger for true, stranger in zip(rates[::2], rates[1::2], strict=True)]
 
 
-def fluency(texts, size=6):
-    """{"distinct_1", "distinct_2", "repetition"}: means over groups of `size` texts, with intervals over the groups.
+def fluency(texts):
+    """{"distinct_1", "distinct_2", "repetition"}: means over groups of six texts, with intervals over the groups.
 
     More texts share more words, so distinct-n is compared between groups of one size; and a group is drawn whole,
     because a text that is drawn twice would look like repetition.
     """
-    n, found = len(texts) // size, {}
+    n, found = len(texts) // 6, {}
     groups = [texts[i::n] for i in range(n)]
     measures = {"distinct_1": lambda some: distinct_n(some, 1), "distinct_2": lambda some: distinct_n(some, 2),
                 "repetition": lambda some: sum(map(repetition, some)) / len(some)}  # fmt: skip
@@ -298,7 +298,7 @@ def fluency(texts, size=6):
     return found
 
 
-def measure(model, tokenizer, template, test, asked, n_replies=60, new_tokens=40):
+def measure(model, tokenizer, template, test, asked):
     """All of it, for a row of the table: probes and twins, bits per byte, next turns, fluency of replies.
 
     Replies are made in the number format that training has, scores in that of the model.
@@ -306,8 +306,7 @@ def measure(model, tokenizer, template, test, asked, n_replies=60, new_tokens=40
     talker = copy.deepcopy(model).to(autocast_dtype(model.token_embedding.weight.device) or torch.float32)
     verdicts, twins = ask(talker, tokenizer, template, asked)
     adapted, triples = bits(model, tokenizer, template, test), next_turns(test)
-    contexts = [context for context, *_ in triples][:n_replies]
-    replies = reply(talker, tokenizer, contexts, new_tokens, template=template)
+    replies = reply(talker, tokenizer, [context for context, *_ in triples[:60]], 40, template=template)
     kinds = {}
     for probe, said in zip(asked, verdicts, strict=True):
         kinds.setdefault(probe["kind"], []).append(said[0])
