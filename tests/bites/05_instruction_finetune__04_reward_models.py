@@ -20,8 +20,8 @@ MUTATIONS = [
              replace='"clean": plant(training[: run.audit], ("chosen",))'),
 ]  # fmt: skip
 
-SMALLER = {"judge=360, audit=120, prompts=48": "judge=120, audit=64, prompts=24"}
-LEFT_OUT = ["first = finished.RewardModel", "QUESTION =", "plt.hist(", "won = points(wrong_polite",
+SMALLER = {"judge=360, audit=120, prompts=48": "judge=64, audit=72, prompts=24"}
+LEFT_OUT = ["QUESTION =", "plt.hist(", "won = points(wrong_polite",
             "common = Counter(", "other_judge = finished"]
 WRONG_ANSWERS = {
     "third": """

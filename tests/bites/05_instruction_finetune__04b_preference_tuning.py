@@ -23,12 +23,13 @@ MUTATIONS = [
 ]  # fmt: skip
 
 SMALLER = {
-    "judge=240, pairs=160, prompts=48, small=2e-4": "judge=64, pairs=64, prompts=24, small=2e-4",
+    "judge=360, pairs=160, prompts=48, small=2e-4": "judge=64, pairs=64, prompts=24, small=2e-4",
     "tokenizer, training[:560], epochs=passes(560, training)": "tokenizer, training[:160], epochs=1",
 }
-LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "plt.scatter(", "kept_whole = copy.deepcopy", "def arm_lines(",
-            "def paired(", '"NLL alone")\n', "plt.axhline(0.5", 'STAGES = [("smollm2"', "told = ",
-            "found = rewards(judge", "old, small = look(", 'old["answers"], small["answers"]']
+LEFT_OUT = ["tuned = copy.deepcopy(assistant)", "train_dpo(pushed, dpo_pairs", "plt.scatter(",
+            "kept_whole = copy.deepcopy", "def arm_lines(", "def paired(", '"NLL alone")\n', "plt.axhline(0.5",
+            'STAGES = [("smollm2"', "told = ", "found = rewards(judge", "old, small = look(",
+            'old["answers"], small["answers"]']
 WRONG_ANSWERS = {
     "pair_weights": """
         def pair_weights(policy, reference, beta):
