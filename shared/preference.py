@@ -99,10 +99,11 @@ def pair_log_probs(model, data, batch_size=16):
         for start in range(0, len(data), batch_size):
             batch = collate_pairs(data[start : start + batch_size])
             found.append(sequence_log_probs(model, *(x.to(device) for x in batch)).view(2, -1).T.cpu())
-    return _finite(torch.cat(found), "log-probabilities of pair")
+    return only_finite(torch.cat(found), "log-probabilities of pair")
 
 
-def _finite(found, what):
+def only_finite(found, what):
+    """The numbers `found`; FloatingPointError, which names the first place, where one is not finite."""
     if not found.isfinite().all():
         raise FloatingPointError(f"the {what} {int((~found.isfinite()).nonzero()[0, 0])} are not finite")
     return found
@@ -178,7 +179,7 @@ def train_dpo(model, data, reference, *, beta=0.1, label_smoothing=0.0, kind="si
         raise ValueError(f"reference is {list(reference.shape)}; {len(data)} pairs need [{len(data)}, 2]")
     if any(getattr(part, "p", 0) or getattr(part, "drop_rate", 0) for part in model.modules()):
         raise ValueError("dropout is on, and the reference is without: the margins would begin as noise; set it to 0")
-    loader = _pair_loader([*zip(data, reference, strict=True)], data, batch_size, seed, _collate_with_reference)
+    loader = pair_loader([*zip(data, reference, strict=True)], data, batch_size, seed, _collate_with_reference)
     loss_fn = partial(preference_loss, beta=beta, label_smoothing=label_smoothing, kind=kind, nll=nll)
     return train(model, loader, loss_fn=loss_fn, lr=lr, epochs=epochs, seed=seed, **settings)
 
@@ -188,7 +189,8 @@ def _collate_with_reference(batch):
     return *collate_pairs(pairs), torch.stack(reference)  # last: a step that accumulates weighs batches by their pairs
 
 
-def _pair_loader(items, data, batch_size, seed, collate):
+def pair_loader(items, data, batch_size, seed, collate):
+    """A DataLoader of `items`, one for each pair of `data`, in which pairs of like length share a batch."""
     sizes = [max(len(ids) for ids, _ in pair) for pair in data]
     buckets = LengthBuckets(sizes, batch_size, torch.Generator().manual_seed(seed))
     return DataLoader(items, batch_sampler=buckets, collate_fn=collate, generator=buckets.generator)
@@ -216,7 +218,7 @@ def bradley_terry_loss(chosen, rejected):
 
 def train_reward(model, data, *, lr=1e-4, epochs=1, batch_size=8, seed=0, **settings):
     """Train a `RewardModel` in place on the pairs of `data`: its History. `settings` are those of `train`."""
-    loader = _pair_loader(data, data, batch_size, seed, _collate_whole)
+    loader = pair_loader(data, data, batch_size, seed, _collate_whole)
     return train(model, loader, loss_fn=_reward_loss, lr=lr, epochs=epochs, seed=seed, **settings)
 
 
@@ -235,4 +237,4 @@ def rewards(model, rows, batch_size=32):
         for start in range(0, len(rows), batch_size):
             tokens, lengths = pad([torch.as_tensor(ids) for ids in rows[start : start + batch_size]])
             found.append(model(tokens.to(device), lengths.to(device)).cpu())
-    return _finite(torch.cat(found), "rewards from row")
+    return only_finite(torch.cat(found), "rewards from row")

@@ -1,17 +1,8 @@
-"""How lesson 5.4 is broken, and a wrong answer to each of its exercises."""
+"""How lesson 5.4b is broken, and a wrong answer to each of its exercises."""
 
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("equal answers stay", find='    if pair["chosen"] == pair["rejected"]:\n', replace="    if False:\n",
-             cell_contains="def check_pairs"),
-    Mutation("a null input makes a row useless", find='"" if row.get("input") is None else row["input"]',
-             replace='row.get("input", "")'),
-    Mutation("the rejected answer shall win", find="F.logsigmoid(chosen - rejected)",
-             replace="F.logsigmoid(rejected - chosen)"),
-    Mutation("the reward reads the padding", find="last_hidden(self.backbone, tokens, lengths)",
-             replace="self.backbone.hidden(tokens)[:, -1]"),
-    Mutation("a tie is a defeat", find="0.5 * (margins == 0).double()", replace="0.0 * (margins == 0).double()"),
     Mutation("means in place of sums", find="counts.nonzero()[:, 0], by_token)",
              replace="counts.nonzero()[:, 0], by_token) / counts.sum(dim=1)"),
     Mutation("the head reads the places one later", find="model.hidden(inputs)[counts]",
@@ -23,21 +14,22 @@ MUTATIONS = [
     Mutation("the smoothing is turned round", find="(1 - label_smoothing) * right + label_smoothing * turned",
              replace="(1 - label_smoothing) * turned + label_smoothing * right"),
     Mutation("IPO asks for twice as much", find="- 1 / (2 * beta)).square()", replace="- 1 / beta).square()"),
+    Mutation("beta may be zero", find="if not 0 < beta < math.inf", replace="if not 0 <= beta < math.inf"),
     Mutation("the reference's columns are exchanged", find="*reference.T, beta, label",
              replace="*reference.flip(1).T, beta, label"),
-    Mutation("beta may be zero", find="if not 0 < beta < math.inf", replace="if not 0 <= beta < math.inf"),
-    Mutation("the control is planted too", find='"clean": plant(training[: run.audit], ())',
-             replace='"clean": plant(training[: run.audit], ("chosen",))'),
+    Mutation("the second term is on the rejected answers", find="nll * policy[0].sum() / lengths[0].sum()",
+             replace="nll * policy[1].sum() / lengths[1].sum()"),
+    Mutation("the second term pushes chosen answers down", find="return loss - nll *", replace="return loss + nll *"),
 ]  # fmt: skip
 
 SMALLER = {
-    "judge=360, pairs=160, audit=120, prompts=48, small=2e-4":
-        "judge=120, pairs=64, audit=72, prompts=24, small=2e-4",
+    "judge=360, pairs=160, prompts=48, small=2e-4": "judge=64, pairs=64, prompts=24, small=2e-4",
     "tokenizer, training[:560], epochs=passes(560, training)": "tokenizer, training[:160], epochs=1",
 }
-LEFT_OUT = ["train_dpo(pushed, dpo_pairs", "def plot_changes(", "kept_whole = copy.deepcopy", "def arm_lines(",
-            "def paired(", "plt.axhline(0.5", 'STAGES = [("smollm2"', "plt.hist(",
-            "won = points(wrong_polite", "common = Counter(", "other_judge = finished"]
+LEFT_OUT = ["tuned = copy.deepcopy(assistant)", "train_dpo(pushed, dpo_pairs", "plt.scatter(",
+            "kept_whole = copy.deepcopy", "def arm_lines(", "def paired(", '"NLL alone")\n', "plt.axhline(0.5",
+            'STAGES = [("smollm2"', "told = ", "found = rewards(judge", "old, small = look(",
+            'old["answers"], small["answers"]']
 WRONG_ANSWERS = {
     "pair_weights": """
         def pair_weights(policy, reference, beta):
