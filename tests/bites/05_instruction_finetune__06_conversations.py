@@ -38,10 +38,14 @@ SMALLER = {
     "(1e-3, 60) if": "(1e-3, 8) if",
     'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
+    'chats.parts("airline", mine, speakers)':
+        '[part[:n] for part, n in zip(chats.parts("airline", mine, speakers), (84, 4, 8))]',
+    'stranger = chats.parts("help_desk")[2]': 'stranger = chats.parts("help_desk")[2][:4]',
+    'unseen, _ = chats.parts("airline")': 'unseen, _ = chats.parts("airline"); unseen = unseen[:3]',
     "read_here[:16]": "read_here[:8]",
 }
-LEFT_OUT = ["figure, axis = plt.subplots(figsize=(7.5", "reference = chats.fluency", "search = sorted(",
-            "columns = {"]  # fmt: skip
+LEFT_OUT = ["data.load(name)", "figure, axis = plt.subplots(figsize=(7.5", "reference = chats.fluency",
+            "search = sorted(", "columns = {"]  # fmt: skip
 WRONG_ANSWERS = {
     "last_exchanges": """
         def last_exchanges(conversation, n):
