@@ -180,6 +180,25 @@ def share(verdicts, which="right"):
     return {"k": k, "n": n, "share": round(k / n, 4), "interval": [round(end, 4) for end in wilson(k, n)]}
 
 
+def percent(found):
+    """A share in words, such as "12 of 48 (15 to 39 %)"."""
+    low, high = (100 * end for end in found["interval"])
+    return f"{found['k']} of {found['n']} ({low:.0f} to {high:.0f} %)"
+
+
+def with_interval(value, interval):
+    """A figure in words, such as "0.47 (0.42 to 0.53)"."""
+    return f"{value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def of_group(row, group, which="r"):
+    """The `share` of one verdict, by its first letter, in a row of the table: among the "known" or the "new" probes of
+    the domain that it was trained on, or those of the "other domain"."""
+    pattern = {"known": "{}: known", "new": "{}: (?!known)", "other domain": "(?!{})"}[group].format(row["domain"])
+    said = "".join(verdicts for kind, verdicts in row["kinds"].items() if re.match(pattern, kind))
+    return share(list(said), which)
+
+
 def bits(model, tokenizer, template, conversations):
     """`Perplexity` of what the assistant says in conversations, given what was said before; its ends do not count.
 

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import unicodedata
+from itertools import groupby
 from pathlib import Path
 
 from shared.data.formats import parse_json
@@ -172,7 +173,7 @@ def is_phone(written, before):
     stands `before`, a word like "call"."""
     groups, digits = [len(part) for part in re.findall(r"\d+", written)], re.sub(r"\D", "", written)
     formed = written[0] in "+(" or digits[0] == "0" and len(digits) >= 9 or groups in ([3, 3, 4], [1, 3, 3, 4])
-    return 7 <= len(digits) <= 15 and (formed or bool(CALL.search(before)))
+    return 7 <= len(digits) <= 15 and (formed or bool(CALL.search(before[-60:])))
 
 
 def find_personal(text):
@@ -181,8 +182,7 @@ def find_personal(text):
     for kind, pattern in (("EMAIL", EMAIL), ("CARD", CARD), ("DATE", DATE), ("PHONE", PHONE)):
         for match in pattern.finditer(rest):
             start, end = match.span()
-            number, before = match[0], text[:start][-60:]
-            if kind == "CARD" and not is_card(number) or kind == "PHONE" and not is_phone(number, before):
+            if kind == "CARD" and not is_card(match[0]) or kind == "PHONE" and not is_phone(match[0], text[:start]):
                 continue
             found.append((start, end, kind))
             rest = rest[:start] + "x" * (end - start) + rest[end:]  # what is known is not read as something else
@@ -204,13 +204,8 @@ def cleaned(conversation, mask=True):
 
 def join_turns(conversation):
     """The conversation with turns that one speaker took one after the other made one, a line break between them."""
-    joined = []
-    for turn in conversation:
-        if joined and joined[-1]["role"] == turn["role"]:
-            joined[-1] = turn | {"content": f"{joined[-1]['content']}\n{turn['content']}"}
-        else:
-            joined.append(turn)
-    return joined
+    spoken = groupby(conversation, key=lambda turn: turn["role"])
+    return [{"role": role, "content": "\n".join(turn["content"] for turn in turns)} for role, turns in spoken]
 
 
 def check_conversations(conversations):
@@ -221,10 +216,8 @@ def check_conversations(conversations):
     """
     kept, problems, seen = [], [], {}
     for i, conversation in enumerate(conversations):
-        wrong = _problem(conversation)
         key = json.dumps(conversation)
-        if not wrong and key in seen:
-            wrong = f"the same as conversation {seen[key]}"
+        wrong = f"the same as conversation {seen[key]}" if key in seen else _problem(conversation)
         if wrong:
             problems.append((i, wrong))
         else:

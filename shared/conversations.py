@@ -50,8 +50,8 @@ def pieces(conversation, template, prompt=False):
     for turn in turns:
         spoken = turn["role"] == "assistant"
         parts += [(template.opening.replace("{role}", turn["role"]), True, False), (turn["content"], False, spoken)]
-        parts += [(template.end, True, True), (template.after, True, False)] if spoken else [
-            (template.closing, True, False)]  # fmt: skip
+        parts += [(template.end, True, True)] if spoken else []
+        parts.append((template.after if spoken else template.closing, True, False))
     return parts + ([(template.opening.replace("{role}", "assistant"), True, False)] if prompt else [])
 
 

@@ -3,13 +3,24 @@
 from tests.bites import Mutation
 
 MUTATIONS = [
-    Mutation("ShareGPT's names are not known", find='SPEAKER = ("role", "from", ', replace='SPEAKER = ("role", '),
-    Mutation("a picture becomes text", find='(part.get("text") for part in said if isinstance(part, dict))',
-             replace="(str(part) for part in said)"),
+    Mutation("what counts is the user's", find='spoken = turn["role"] == "assistant"',
+             replace='spoken = turn["role"] == "user"'),
+    Mutation("the template's system line is forgotten", find="if template.system is not None and (",
+             replace="if template.system is None and ("),
+    Mutation("the end does not count", find="(template.end, True, True)", replace="(template.end, True, False)"),
+    Mutation("people may type the marks", find=" if is_mark else tokenizer.encode_ordinary(text)", replace=""),
+    Mutation("a zero mask passes", find="if not counts[1:].any():", replace="if not len(counts):"),
+    Mutation("a lost end passes", find="if (ids[last] != end).any():", replace="if (ids[last] < 0).any():"),
+    Mutation("a doubled beginning passes", find="len(ids) > 1 and ids[0] == ids[1]",
+             replace="len(ids) > 1 and ids[0] == ids[-1]"),
+    Mutation("the system line is dropped with the oldest turns", find="left = head + conversation[start:]",
+             replace="left = conversation[start:]"),
+    Mutation("replies come back sorted by length", find="replies[i] = said.strip()",
+             replace="replies[order.index(i)] = said.strip()"),
     Mutation("the assistant may begin", find='return "it begins with the assistant"', replace="return None"),
-    Mutation("what is there twice counts twice", find="if not wrong and key in seen:", replace="if wrong is True:"),
-    Mutation("joining forgets the first turn", find="{joined[-1]['content']}\\n{turn['content']}",
-             replace="{turn['content']}"),
+    Mutation("what is there twice counts twice", find="seen[key] = i", replace="seen[i] = i"),
+    Mutation("joining takes turns that are apart", find='key=lambda turn: turn["role"])',
+             replace="key=lambda turn: True)"),
     Mutation("what looks similar is replaced", find='unicodedata.normalize("NFC"',
              replace='unicodedata.normalize("NFKC"'),
     Mutation("the wrong digits are doubled", find="int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))",
@@ -17,30 +28,24 @@ MUTATIONS = [
     Mutation("any long number is a card", find=" and groups in usual and luhn(digits)", replace=" and groups in usual"),
     Mutation("any seven digits are a telephone", find="return 7 <= len(digits) <= 15 and (formed or",
              replace="return 7 <= len(digits) <= 15 or (formed and"),
-    Mutation("what counts is the user's", find='spoken = turn["role"] == "assistant"',
-             replace='spoken = turn["role"] == "user"'),
-    Mutation("the end does not count", find="(template.end, True, True)", replace="(template.end, True, False)"),
-    Mutation("people may type the marks", find=" if is_mark else tokenizer.encode_ordinary(text)", replace=""),
-    Mutation("Jinja forgets the system line", find="{first if template.system is not None else ''}", replace=""),
-    Mutation("the system line is forgotten", find="left = head + conversation[start:]",
-             replace="left = conversation[start:]"),
-    Mutation("a zero mask passes", find="if not counts[1:].any():", replace="if not len(counts):"),
-    Mutation("a lost end passes", find="if (ids[last] != end).any():", replace="if (ids[last] < 0).any():"),
-    Mutation("replies come back sorted by length", find="replies[i] = said.strip()",
-             replace="replies[order.index(i)] = said.strip()"),
 ]
 
 SMALLER = {
     'data.places.data_dir() / "lesson-5.6"': "Path(__import__('tempfile').mkdtemp())",
     "data.places.data_dir() / f\"{tokenizer.name}-{'my_chats' if mine else 'airline'}\"":
         "Path(__import__('tempfile').mkdtemp())",
-    "epochs=4, batch_size=4, threads=2": "epochs=2, batch_size=8, threads=2",
+    "epochs=4, batch_size=4, threads=2, new_tokens=40": "epochs=2, batch_size=8, threads=2, new_tokens=16",
     "(1e-3, 60) if": "(1e-3, 8) if",
     'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
+    'chats.parts("airline", mine, speakers)':
+        '[part[:n] for part, n in zip(chats.parts("airline", mine, speakers), (84, 4, 8))]',
+    'stranger = chats.parts("help_desk")[2]': 'stranger = chats.parts("help_desk")[2][:4]',
+    'unseen, _ = chats.parts("airline")': 'unseen, _ = chats.parts("airline"); unseen = unseen[:3]',
+    "read_here[:16]": "read_here[:8]",
 }
-LEFT_OUT = ["picture = torch.full((len(some)", "figure, axis = plt.subplots(figsize=(7.5",
-            "def with_interval", "figure, (left, right)", "search = sorted("]  # fmt: skip
+LEFT_OUT = ["data.load(name)", "figure, axis = plt.subplots(figsize=(7.5", "reference = chats.fluency",
+            "search = sorted(", "columns = {"]  # fmt: skip
 WRONG_ANSWERS = {
     "last_exchanges": """
         def last_exchanges(conversation, n):
