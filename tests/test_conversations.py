@@ -647,11 +647,11 @@ def test_the_table_is_read_in_groups():
     rows = [row for row in json.loads(experiment.OUT.read_text(encoding="utf-8"))["runs"] if "kinds" in row]
     assert {row["domain"] for row in rows} == set(DOMAINS)
     for row in rows:
-        known, new, other = (chats.of_group(row, group) for group in ("known", "new", "other domain"))
+        known, new, other = (domains.of_group(row, group) for group in ("known", "new", "other domain"))
         assert (known["n"], new["n"], other["n"]) == (48, 96, 144)
         assert known["k"] + new["k"] + other["k"] == row["probes"]["k"]
-    assert chats.percent({"k": 12, "n": 48, "interval": [0.149, 0.388]}) == "12 of 48 (15 to 39 %)"
-    assert chats.with_interval(0.473, (0.42, 0.529)) == "0.47 (0.42 to 0.53)"
+    assert domains.percent({"k": 12, "n": 48, "interval": [0.149, 0.388]}) == "12 of 48 (15 to 39 %)"
+    assert domains.with_interval(0.473, (0.42, 0.529)) == "0.47 (0.42 to 0.53)"
 
 
 def test_the_script_refuses_what_it_cannot_do(tmp_path, capsys):

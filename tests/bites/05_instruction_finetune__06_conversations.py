@@ -38,13 +38,13 @@ SMALLER = {
     "(1e-3, 60) if": "(1e-3, 8) if",
     'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
-    'chats.parts("airline", mine, speakers)':
-        '[part[:n] for part, n in zip(chats.parts("airline", mine, speakers), (84, 4, 8))]',
-    'stranger = chats.parts("help_desk")[2]': 'stranger = chats.parts("help_desk")[2][:4]',
-    'unseen, _ = chats.parts("airline")': 'unseen, _ = chats.parts("airline"); unseen = unseen[:3]',
+    'domains.parts("airline", mine, speakers)':
+        '[part[:n] for part, n in zip(domains.parts("airline", mine, speakers), (84, 4, 8))]',
+    'stranger = domains.parts("help_desk")[2]': 'stranger = domains.parts("help_desk")[2][:4]',
+    'unseen, _ = domains.parts("airline")': 'unseen, _ = domains.parts("airline"); unseen = unseen[:3]',
     "read_here[:16]": "read_here[:8]",
 }
-LEFT_OUT = ["data.load(name)", "figure, axis = plt.subplots(figsize=(7.5", "reference = chats.fluency",
+LEFT_OUT = ["data.load(name)", "figure, axis = plt.subplots(figsize=(7.5", "reference = domains.fluency",
             "search = sorted(", "columns = {"]  # fmt: skip
 WRONG_ANSWERS = {
     "last_exchanges": """
@@ -55,6 +55,6 @@ WRONG_ANSWERS = {
         def bits_after_training(everything):
             fresh, _ = load_base(COURSE_BASE)
             train(fresh, instruction_loader(few, 4), loss_fn=answer_loss, lr=1e-3, warmup_steps=2, progress=False)
-            return chats.bits(fresh, course_tokenizer, COURSE, unseen).bits_per_byte  # `everything` is forgotten
+            return domains.bits(fresh, course_tokenizer, COURSE, unseen).bits_per_byte  # `everything` is forgotten
     """,
 }
