@@ -33,8 +33,8 @@ MUTATIONS = [
 ]  # fmt: skip
 
 SMALLER = {"sft_run(steps=6, assistant": "sft_run(steps=2, assistant"}
-LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers", "smol, smol_tokenizer = load_base", "question = [{",
-            "short_chats = sorted(",
+LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers",
+            "smol, smol_tokenizer = load_base", "question = [{", "short_chats = sorted(",
             "longer = sft_run("]
 WRONG_ANSWERS = {
     "verdict": """
