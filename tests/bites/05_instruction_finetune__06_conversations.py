@@ -34,12 +34,12 @@ SMALLER = {
     'data.places.data_dir() / "lesson-5.6"': "Path(__import__('tempfile').mkdtemp())",
     "data.places.data_dir() / f\"{tokenizer.name}-{'my_chats' if mine else 'airline'}\"":
         "Path(__import__('tempfile').mkdtemp())",
-    "epochs=4, batch_size=4, threads=2, new_tokens=40": "epochs=2, batch_size=8, threads=2, new_tokens=16",
+    "epochs=4, batch_size=4, threads=2, new_tokens=40": "epochs=2, batch_size=4, threads=2, new_tokens=16",
     "(1e-3, 60) if": "(1e-3, 8) if",
     'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
     '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
     'domains.parts("airline", mine, speakers)':
-        '[part[:n] for part, n in zip(domains.parts("airline", mine, speakers), (84, 4, 8))]',
+        '[part[:n] for part, n in zip(domains.parts("airline", mine, speakers), (44, 3, 5))]',
     'stranger = domains.parts("help_desk")[2]': 'stranger = domains.parts("help_desk")[2][:4]',
     'unseen, _ = domains.parts("airline")': 'unseen, _ = domains.parts("airline"); unseen = unseen[:3]',
     "read_here[:16]": "read_here[:8]",
