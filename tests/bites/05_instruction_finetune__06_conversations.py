@@ -36,8 +36,8 @@ SMALLER = {
         "Path(__import__('tempfile').mkdtemp())",
     "epochs=4, batch_size=4, threads=2, new_tokens=40": "epochs=2, batch_size=4, threads=2, new_tokens=16",
     "(1e-3, 60) if": "(1e-3, 8) if",
-    'if "known" in probe["kind"]][:20]': 'if "known" in probe["kind"]][:12]',
-    '"known" not in probe["kind"]][::4][:20]': '"known" not in probe["kind"]][::4][:4]',
+    "known[:10] + known[24:34]": "known[:6] + known[24:30]",
+    '"known" not in probe["kind"]][::5][:20]': '"known" not in probe["kind"]][::5][:4]',
     'domains.parts("airline", mine, speakers)':
         '[part[:n] for part, n in zip(domains.parts("airline", mine, speakers), (44, 3, 5))]',
     'stranger = domains.parts("help_desk")[2]': 'stranger = domains.parts("help_desk")[2][:4]',
