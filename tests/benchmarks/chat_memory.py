@@ -50,9 +50,12 @@ def wait_for(server, url, log):
         if server.poll() is not None:
             raise RuntimeError(f"the service ended: {log.read_text()}")
         try:
-            return requests.get(f"{url}/health", timeout=5, proxies=LOCAL).raise_for_status()
+            answer = requests.get(f"{url}/health", timeout=5, proxies=LOCAL)
+            if answer.status_code != 503:  # which llama.cpp says while it loads
+                return answer.raise_for_status()
         except requests.ConnectionError:
-            time.sleep(0.1)
+            pass
+        time.sleep(0.1)
     raise RuntimeError("the service did not start within two minutes")
 
 

@@ -59,7 +59,7 @@ def llama_server(file, port, clients):
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
-    settings.model.path, settings.hostname, settings.port = file, "127.0.0.1", port
+    settings.model.path, settings.hostnames, settings.port = file, ["127.0.0.1"], port
     settings.n_parallel, settings.n_ctx = clients, 1024 * clients
     server = xllamacpp.Server(settings)
     while server:
