@@ -240,12 +240,16 @@ def reclass(namespace):
             value.__class__ = new
 
 
-def first_to_raise(lesson, numbers, changed):
-    """Run the cells `numbers`, some of them changed, until one raises: {"outcome", "cell", "error", "message"}."""
+def first_to_raise(lesson, numbers, changed, again=()):
+    """Run the cells `numbers`, some of them changed, until one raises: {"outcome", "cell", "error", "message"}.
+
+    The cells `again` have been run before; what was made since then follows their classes.
+    """
     for i in numbers:
         try:
             lesson.run(i, changed.get(i))
-            reclass(lesson.module.__dict__)
+            if i in again:
+                reclass(lesson.module.__dict__)
         except BaseException as error:
             outcome = "broken program" if isinstance(error, BROKEN_PROGRAM) else "raised"
             return {"outcome": outcome, "cell": i, "error": type(error).__name__, "message": str(error)[:200]}
@@ -323,8 +327,8 @@ def run_lesson(path, mutations, answers, changes, left_out):
     for i in cells:
         rest = [j for j in cells if j >= i]
         for mutation, changed in touched.get(i, []):
-            numbers = sorted({*changed, *rest})  # with `skip_to`, the changed cells are run a second time
-            result = in_a_fork(mutation.seconds, first_to_raise, lesson, numbers, changed)
+            again = [j for j in changed if j < i]  # with `skip_to`
+            result = in_a_fork(mutation.seconds, first_to_raise, lesson, again + rest, changed, again)
             rows.append(row("mutation", mutation.name, result["outcome"] == "raised", result))
         for name in (name for name, at in stubs.items() if at == i):
             wrong = {title: answer for title, answer in answers.items() if title == name}
