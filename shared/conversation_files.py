@@ -57,17 +57,24 @@ def read_conversations(file, encoding="utf-8-sig", speakers=None):
 
 def _from_csv(text, known):
     separator = max(",;\t", key=text.lstrip().split("\n")[0].count)  # spreadsheets of many countries write semicolons
-    rows = csv.DictReader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=separator)
-    columns = {(name or "").strip().casefold(): name for name in rows.fieldnames}
-    places = [next((columns[name] for name in names if name in columns), None) for names in (THREAD, SPEAKER, SAID)]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    names = next(row for row in rows if row)
+    columns = {name.strip().casefold(): i for i, name in enumerate(names)}
+    places = [next((columns[name] for name in wanted if name in columns), None) for wanted in (THREAD, SPEAKER, SAID)]
     if None in places:
-        wanted = " and ".join(f"one of {', '.join(names)}" for names, place in zip((THREAD, SPEAKER, SAID), places)
+        wanted = " and ".join(f"one of {', '.join(usual)}" for usual, place in zip((THREAD, SPEAKER, SAID), places)
                               if place is None)  # fmt: skip
-        raise ValueError(f"its columns are {', '.join(map(repr, rows.fieldnames))}; it needs {wanted}")
+        raise ValueError(f"its columns are {', '.join(map(repr, names))}; it needs {wanted}")
     thread, speaker, said = places
     found = {}
-    for row in rows:
-        found.setdefault(row[thread], []).append({"role": _role(row[speaker], known), "content": row[said] or ""})
+    try:
+        for row in filter(any, rows):  # spreadsheets leave rows of empty cells
+            if len(row) != len(names):
+                raise ValueError(f"line {rows.line_num} has {len(row)} columns, line 1 has {len(names)}; a text with "
+                                 f"{separator!r} in it must stand in quotes")  # fmt: skip
+            found.setdefault(row[thread], []).append({"role": _role(row[speaker], known), "content": row[said]})
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: {error}; is a quote never closed?") from None
     return list(found.values())
 
 
@@ -230,7 +237,8 @@ def _problem(conversation):
     """What is wrong with a conversation; None where nothing is."""
     for i, turn in enumerate(conversation):
         if turn["role"] not in ROLES:
-            return f"turn {i} is by {turn['role']!r:.40}; the roles are {', '.join(ROLES)}"
+            return (f"turn {i} is by {turn['role']!r:.40}; the roles are {', '.join(ROLES)} (other names: "
+                    "speakers={'anna': 'user'})")
         if not turn["content"].strip():
             return f"turn {i} is empty"
     spoken = [turn["role"] for turn in conversation]

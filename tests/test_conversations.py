@@ -121,6 +121,11 @@ def test_all_forms_of_file_hold_the_same_conversations(tmp_path):
         assert read_conversations(file) == chats, file.name
 
 
+def test_rows_of_empty_cells_are_no_turns(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\nid,role,text\n1,user,Hi\n\n,,\n1,bot,Yes\n,,\n", encoding="utf-8")
+    assert read_conversations(tmp_path / "a.csv") == [talk("Hi", "Yes")]
+
+
 @pytest.mark.parametrize("separator", [";", "\t", ","])
 def test_csv_of_spreadsheets_in_other_countries(tmp_path, separator):
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
@@ -155,6 +160,10 @@ def test_records_of_others(tmp_path):
     ("a.csv", b"role,text\nuser,Hi\n", "its columns are 'role', 'text'; it needs one of conversation, [a-z_, ]+ id$"),
     ("a.csv", b"id;role;said\n1;user;Hi\n", "its columns are 'id', 'role', 'said'; it needs one of content, [a-z, ]+$"),
     ("a.csv", b"", "the file is empty"), ("a.jsonl", b" \n\n", "the file is empty"), ("a.log", b"", "is empty"),
+    ("a.csv", b"id,role,text\n1,user,Kettle 5, blue\n", "line 2 has 4 columns, line 1 has 3; a text with ',' in it"),
+    ("a.csv", b"id;role;text\n1;user\n", "line 2 has 2 columns, line 1 has 3"),
+    ("a.csv", b'id,role,text\n1,user,"Hello\n1,bot,Hi\n', "line 3: unexpected end of data; is a quote never closed"),
+    ("a.csv", b'id,role,text\n1,user,"Hi" he said\n', "line 2: ',' expected after '\"'"),
     ("a.csv", b"id,role,text\n1,user,caf\xe9\n", r"line 2 is not utf-8-sig \(byte 0xe9\): save the whole file as"),
     ("a.json", '[{"text": "grün"}]'.encode("utf-16"), r"line 1 is not utf-8-sig \(byte 0xff\)"),
     ("a.json", b'[{"messages": [', "it is no JSON, and no JSON lines: Expecting value"),

@@ -192,6 +192,15 @@ def test_lab_opens_the_lesson_that_is_named(wanted, page):
     assert lab.path_of(wanted) == page
 
 
+@pytest.mark.parametrize(("arguments", "lesson", "options"), [
+    (["5.3", "--no-browser"], "5.3", ["--no-browser"]), (["--allow-root", "5.3"], "5.3", ["--allow-root"]),
+    (["--port", "8899", "README.md"], "README.md", ["--port", "8899"]), (["--port", "8899"], None, ["--port", "8899"]),
+    (["2", "--port", "8899"], "2", ["--port", "8899"]), ([], None, []),
+])
+def test_the_lesson_may_stand_before_the_options_or_behind(arguments, lesson, options):
+    assert lab.lesson_and_options(arguments) == (lesson, options)
+
+
 def test_lab_names_the_lessons_when_there_is_no_such_one(tmp_path):
     with pytest.raises(SystemExit, match="(?s)no lesson fits '9.9'; there are:.*2.1  02_attention/01_simple"):
         lab.path_of("9.9")

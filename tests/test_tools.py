@@ -1,5 +1,6 @@
 """The tools: running lessons, saving them, the set-up, the blocked network."""
 
+import ast
 import contextlib
 import errno
 import html
@@ -11,13 +12,16 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import nbformat.v4 as nbf
 import psutil
 import pytest
+from packaging.requirements import Requirement
 
 from shared.data import places
+from tests import bites
 from tools import badges, carry, clean, execute, hygiene, notebooks, pages, run, save, setup
 from tools import test as test_tool
 
@@ -707,6 +711,14 @@ def test_the_data_line_names_what_these_lessons_load(tmp_path, monkeypatch, caps
     assert run.data_line([one]).endswith("; lesson 3.2 reads mine.txt (LLM_TEXT)")
     assert run.data_line([]) == "none"
 
+    two = make_notebook(tmp_path / "05_toy/06_two.ipynb", ["# Two", SETUP, "Chats.", (
+        "for name in ('x', 'y'):\n    pass\nfor name in (\"oasst1\", \"taskmaster\"):\n    data.load(name)\n"
+        "load_base(\"smollm2\")\nprint(f\"{data.fetch('preference_data').name}\")")])
+    assert run.data_asked_for([two]) == ["smollm2", "preference_data", "oasst1", "taskmaster"]
+    assert "chats" not in run.data_line([two])
+    (tmp_path / "data/my_chats").mkdir()
+    assert run.data_line([two]).endswith("; lesson 5.6 reads your chats in my_chats")
+
 
 def test_a_python_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("LLM_PYTHON", "/nowhere/python")
@@ -722,6 +734,42 @@ def test_another_python_can_be_named(fresh, monkeypatch):
 def test_the_requirement_files_can_be_read(monkeypatch):
     assert setup.torch_requirement() == "torch>=2.9,<2.14"
     assert setup.missing_modules((setup.COURSE, setup.TESTS)) == []
+
+
+def imported(tree):
+    """The names that code imports from packages, but for those in a `try` that does without them."""
+    if isinstance(tree, ast.Try) and any("ImportError" in ast.unparse(handler) for handler in tree.handlers):
+        return set()
+    names = {alias.name for alias in tree.names} if isinstance(tree, ast.Import) else set()
+    names |= {tree.module} if isinstance(tree, ast.ImportFrom) and not tree.level else set()
+    return {name.split(".")[0] for name in names}.union(*map(imported, ast.iter_child_nodes(tree)))
+
+
+def with_dependencies(requirements):
+    """The names of the packages that these lines of a requirements file bring, theirs included."""
+    found, todo = set(), [Requirement(line) for line in requirements if line and not line.startswith("#")]
+    while todo:
+        name = re.sub("[-_.]+", "-", todo.pop().name).lower()
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, metadata.requires(name) or [])
+            todo += [one for one in needed if not one.marker or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_requirements_bring_all_that_the_course_imports():
+    """Here the tests' packages are installed too, on a reader's machine they are not."""
+    scripts = [path for pattern in ("shared/**/*.py", "tools/**/*.py", "0*/*.py") for path in ROOT.glob(pattern)]
+    sources = {path: path.read_text(encoding="utf-8") for path in scripts}
+    for path in notebooks.lessons():
+        sources[path] = "\n".join(bites.code_of(notebooks.read(path)).values())
+    own = {path.stem for path in scripts} | {"shared", "tools", "google", "ipywidgets"}  # the last two: only in Colab
+    brought = with_dependencies((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    package_of = metadata.packages_distributions()
+    for path, source in sources.items():
+        for name in imported(ast.parse(source)) - own - sys.stdlib_module_names:
+            packages = {re.sub("[-_.]+", "-", package).lower() for package in package_of.get(name, [])}
+            assert packages & brought, f"{path.relative_to(ROOT)} imports {name}, which requirements.txt does not bring"
 
 
 # The blocked network of `tools.test --all`.

@@ -22,7 +22,6 @@ REMOTE_IMAGE = re.compile(r"""\bImage\(\s*(?:url\s*=\s*|data\s*=\s*)?["'](?:http
 LINK = re.compile(r"\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(\s*<?([^)\s>]+)[^)]*\)")
 DEFINED_LINK = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
 COLAB_BADGE = f"[![Open in Colab](../{notebooks.BADGE})](https://colab.research.google.com/github/"
-SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=\W*[A-Z])|\n\s*\n|\n\|")
 LESSONS_NAMED = re.compile(r"\b[Ll]essons?\s+((?:\d+\.\d+[a-z]?(?:\s*(?:,|–|-|and|or|to)\s*)*)+)")
 LESSON_FILE = re.compile(r"(?<![\w/.-])(0\d[a-z]?_\w+(?:/\d\d[a-z]?_\w+)?)")
 QUICK_BRANCH = re.compile(r"""^\s*(?:el)?if\b.*(?:\bquick\b|["']full["']|\bscale\(\))""", re.MULTILINE)
@@ -162,17 +161,14 @@ def remote_pictures(text):
 
 
 def missing_lessons(text, path, root):
-    """Lessons named in a text that do not exist; a sentence that says "in preparation" may name them."""
-    there, found = {notebooks.number_of(p) for p in notebooks.lessons(root)}, []
-    for sentence in SENTENCE.split(text):
-        if "in preparation" in sentence:
-            continue
-        named = " ".join(LESSONS_NAMED.findall(sentence))
-        found += [number for number in re.findall(r"\d+\.\d+[a-z]?", named) if number not in there]
-        for name in LESSON_FILE.findall(sentence):
-            if not any(list(folder.glob(name + "*")) for folder in (path.parent, root)):
-                found.append(name)
-    return [f'a lesson that is not there: {name} (say "in preparation" in that sentence)' for name in found]
+    """Lessons named in a text that do not exist, or are said to be in preparation."""
+    there = {notebooks.number_of(p) for p in notebooks.lessons(root)}
+    named = " ".join(LESSONS_NAMED.findall(text))
+    found = [number for number in re.findall(r"\d+\.\d+[a-z]?", named) if number not in there]
+    found += [name for name in LESSON_FILE.findall(text)
+              if not any(list(folder.glob(name + "*")) for folder in (path.parent, root))]  # fmt: skip
+    found += ["in preparation"] if "in preparation" in text else []
+    return [f"a lesson that is not there: {name}" for name in found]
 
 
 def structure(notebook, path, root):

@@ -1,7 +1,7 @@
 """Open JupyterLab on a lesson: `python -m tools.lab [LESSON] [--fresh] [--course] [JupyterLab's own options]`.
 
-LESSON is a number such as 2.3, the path of a file of the course, or a pattern as in tools.run; without it the first
-lesson opens. It stands before JupyterLab's options, such as `--no-browser`, `--port=8899` and what
+LESSON is a number such as 2.3, the path of a file of the course, or, where it stands first, a pattern as in tools.run;
+without it the first lesson opens. JupyterLab's options are such as `--no-browser`, `--port=8899` and what
 `.venv/bin/jupyter lab --help` lists (`--Application.log_level=INFO`: all that it has to say).
 
 What opens is your own copy of the course in `work/`: write into it as you like, git and the tests do not look there.
@@ -12,6 +12,7 @@ It is made on first use. What you have changed is never overwritten; the rest fo
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def path_of(lesson=None):
     else:
         path = notebooks.chosen([lesson], ROOT)[0]
     return path.relative_to(ROOT).as_posix()
+
+
+def lesson_and_options(arguments):
+    """(lesson or None, the others): what stands first and is no option, or else what looks like a lesson."""
+    looks_like_one = (a for a in arguments if re.fullmatch(r"\d\.\d+[a-z]?", a) or (ROOT / a).is_file())
+    lesson = arguments[0] if arguments and not arguments[0].startswith("-") else next(looks_like_one, None)
+    return lesson, [a for a in arguments if a != lesson]
 
 
 def copy_course(root, work, fresh=None):
@@ -121,7 +129,7 @@ def main(arguments=None):
         print(__doc__.strip())
         return 0
     given = [a for a in arguments if a not in ("--no-venv", "--fresh", "--course")]
-    lesson, options = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
+    lesson, options = lesson_and_options(given)
     page = path_of(lesson).removeprefix("work/")  # a lesson that is not there is told before the set-up
     setup.enter("tools.lab", arguments)
     try:

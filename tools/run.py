@@ -61,7 +61,8 @@ def data_asked_for(paths):
     from shared.data.registry import REGISTRY
 
     code = "\n".join(cell.source for path in paths for _, cell in notebooks.code_cells(notebooks.read(path)))
-    named = set(re.findall(r'\b(?:load|fetch)\("([\w-]+)"\)', code))
+    named = set(re.findall(r"""\b(?:load|fetch|load_base)\(["']([\w-]+)["'][,)]""", code))
+    named |= {name for names in re.findall(r"for name in \(([^)]*)\)", code) for name in re.findall(r'"(\w+)"', names)}
     named |= {"gpt2_vocab", "gpt2_encoder"} if re.search(r'load_tokenizer\(("gpt2")?\)', code) else set()
     return [name for name in REGISTRY if name in named]
 
@@ -83,6 +84,8 @@ def data_line(paths, finished=False):
     parts = [f"real files: {real}"] * bool(real) + [f"{asked} {others}"] * bool(others)
     if os.environ.get("LLM_TEXT") and any(notebooks.number_of(path) == "3.2" for path in paths):
         parts.append(f"lesson 3.2 reads {os.environ['LLM_TEXT']} (LLM_TEXT)")
+    if (places.data_dir() / "my_chats").is_dir() and any(notebooks.number_of(path) == "5.6" for path in paths):
+        parts.append("lesson 5.6 reads your chats in my_chats")
     return "; ".join(parts) or "none"
 
 
