@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 import threading
 from datetime import datetime
@@ -226,6 +227,14 @@ def create_app(served, *, api_key=None, hosts=(), aliases=None, classifier=None,
     return app
 
 
+def check_port(host, port):
+    """Raises OSError where nothing can be served at this address, before the models are loaded."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise OSError(f"{host}:{port} cannot be used ({error.strerror or error}): choose another with --port") from None
+
+
 def check_votes(file):
     """Raises ValueError where `file` holds something other than votes: nothing is appended to somebody's data."""
     if file.is_file() and file.stat().st_size:
@@ -352,6 +361,7 @@ def main(argv=None):
     if args.device:
         os.environ["LLM_DEVICE"] = args.device
     try:
+        check_port(args.host, args.port)
         device, served = get_device(), []
         for checkpoint in args.checkpoints or [usual_checkpoint()]:
             name, model, tokenizer, chat_template = load_checkpoint(checkpoint)

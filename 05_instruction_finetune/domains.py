@@ -17,6 +17,7 @@ import torch
 from shared import data
 from shared.batches import random_split
 from shared.conversation_files import (
+    ROLES,
     check_conversations,
     cleaned,
     find_personal,
@@ -114,7 +115,10 @@ def parts(domain, own=(), speakers=None):
     told = "; ".join(f"{n} times: {why}" for why, n in reasons.most_common())
     if len(kept) < 10:
         where = files[0] if len(files) == 1 else files[0].parent
-        raise ValueError(f"{where}: {len(kept)} of {len(found)} conversations can be used, and ten are needed. {told}")
+        unknown = sorted({turn["role"] for turns in found for turn in turns} - set(ROLES))
+        hint = f". Say who is who: speakers={{{unknown[0]!r}: 'user', ...}}" if unknown else ""
+        raise ValueError(f"{where}: {len(kept)} of {len(found)} conversations can be used, and ten are needed. "
+                         f"{told}{hint}")  # fmt: skip
     if problems:
         print(f"{len(problems)} of {len(found)} conversations left out. {told}")
     if own:

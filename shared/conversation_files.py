@@ -125,7 +125,8 @@ def _text(said):
     return said if isinstance(said, str) else ""
 
 
-_STAMP = r"(?:\[[^\]\n]{4,30}\]|\d{1,2}:\d{2}(?::\d{2})?)?[ \t]*(?:-[ \t]+)?"
+_DAY, _TIME = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4},?[ \t]+", r"\d{1,2}:\d{2}(?::\d{2})?(?:[ \u202f]?[AaPp][Mm])?"
+_STAMP = rf"(?:\[[^\]\n]{{4,30}}\]|(?:{_DAY})?{_TIME})?[ \t]*(?:-[ \t]+)?"
 
 
 def _from_log(text, known):
@@ -237,8 +238,7 @@ def _problem(conversation):
     """What is wrong with a conversation; None where nothing is."""
     for i, turn in enumerate(conversation):
         if turn["role"] not in ROLES:
-            return (f"turn {i} is by {turn['role']!r:.40}; the roles are {', '.join(ROLES)} (other names: "
-                    "speakers={'anna': 'user'})")
+            return f"turn {i} is by {turn['role']!r:.40}; the roles are {', '.join(ROLES)}"
         if not turn["content"].strip():
             return f"turn {i} is empty"
     spoken = [turn["role"] for turn in conversation]

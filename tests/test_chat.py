@@ -804,6 +804,15 @@ def folder(tmp_path_factory):
     return made
 
 
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(chat, "load_checkpoint", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert chat.main(["--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"127.0.0.1:{port} cannot be used (") and said.endswith("choose another with --port\n")
+
+
 def test_the_command_serves_a_folder_that_vanishes_and_ends_under_load(folder, tmp_path):
     gone = tmp_path / "my_model"
     shutil.copytree(folder, gone)

@@ -143,6 +143,15 @@ def test_a_log_goes_on_over_lines_and_knows_times_and_names(tmp_path):
         read_conversations(log)
 
 
+@pytest.mark.parametrize("stamp", ["12/03/24, 10:00 - ", "12.03.2024, 10:00 - ", "[12/03/24, 10:00:07] ",
+                                   "3/12/24, 9:05\u202fPM - ", "2024-03-12 10:00 "])
+def test_a_log_that_a_messenger_has_exported(stamp, tmp_path):
+    log = tmp_path / "chat.txt"
+    log.write_text(f"{stamp}Ann: Hi, it is 10:30: late\n{stamp}Shop: We open at 9:00\n", "utf-8")
+    found = read_conversations(log, speakers={"Ann": "user", "Shop": "assistant"})
+    assert found == [talk("Hi, it is 10:30: late", "We open at 9:00")]
+
+
 def test_records_of_others(tmp_path):
     taskmaster = {"conversation_id": "x", "turns": [{"speaker": "user", "text": "Tea"}, {"speaker": "assistant",
                                                                                          "text": "Yes"}]}  # fmt: skip
@@ -553,7 +562,8 @@ def test_ones_own_chats_are_reported(tmp_path, monkeypatch, capsys):
     (folder / "a.csv").write_text("id;role;text\n" + rows)
     assert data.places.own_chats() == [folder / "a.csv"]
     with pytest.raises(ValueError, match=r"a.csv: 0 of 12 conversations can be used, and ten are needed. 12 times: a "
-                                         r"turn is by 'shop'; the roles are system, user, assistant$"):  # fmt: skip
+                                         r"turn is by 'shop'; the roles are system, user, assistant. Say who is who: "
+                                         r"speakers=\{'shop': 'user'"):  # fmt: skip
         domains.parts("airline", data.places.own_chats())
     capsys.readouterr()
     kept = sum(domains.parts("airline", data.places.own_chats(), speakers={"Shop": "assistant"}), [])
