@@ -18,7 +18,8 @@ MUTATIONS = [
     Mutation("norms and biases decay too", find="if p.dim() < 2], \"weight_decay\": 0.0}",
              replace="if p.dim() < 2], \"weight_decay\": weight_decay}"),
     Mutation("the rate does not come down", find="0.5 * (1 + math.cos(math.pi * min(1.0, progress)))", replace="1.0"),
-    Mutation("the loop forgets its warmup", find="lr, warmup_steps, min_lr)", replace="lr, 0, min_lr)"),
+    Mutation("the loop forgets its warmup", find="lr, warmup_steps, min_lr)", replace="lr, 0, min_lr)",
+             skip_to="from shared.training import train"),
     Mutation("the loop clips to another norm", find="model.parameters(), clip)",
              replace="model.parameters(), 0.01 * clip)", skip_to="from shared.training import train"),
     Mutation("nothing is learned: the text is read twice", find="for epoch in range(EPOCHS):",
@@ -32,6 +33,7 @@ SMALLER = {  # the first runs keep their steps: with fewer the model does not re
     "n, tried = EPOCHS // 2, fn(0.3)": "n, tried = 2, fn(0.3)",
     "drop_rate=rate)).to(device), EPOCHS // 2": "drop_rate=rate)).to(device), 2",
 }
+LEFT_OUT = ["pair = {}", "(warmup_steps, run), colour in zip"]
 WRONG_ANSWERS = {
     "bits_per_byte": """
         def bits_per_byte(loss, text, n_tokens):

@@ -31,10 +31,14 @@ MUTATIONS = [
              replace="row + [pad_id] * (longest - len(row))"),
 ]
 
-SMALLER = {"assert greedy_with_past(prompt, 200) == greedy(prompt, 200)":
-               "assert greedy_with_past(prompt, 60) == greedy(prompt, 60)"}
-LEFT_OUT = ["lengths, milliseconds =", "for way, mark in", "source = torch.ones", "wide = GPTModel",
-            "batches, bound, measured =", "plt.loglog", "handed = FinishedGPT"]
+SMALLER = {
+    "assert greedy_with_past(prompt, 200) == greedy(prompt, 200)":
+        "assert greedy_with_past(prompt, 60) == greedy(prompt, 60)",
+    "positions_read(model, greedy, prompt, 200)": "positions_read(model, greedy, prompt, 60)",
+    "(model, prompt, 200, use_cache=use_cache)": "(model, prompt, 40, use_cache=use_cache)",
+}
+LEFT_OUT = ["reads = positions_read", "lengths, milliseconds =", "for way, mark in", "source = torch.ones",
+            "wide = GPTModel", "batches, bound, measured =", "plt.loglog", "handed = FinishedGPT"]
 
 WRONG_ANSWERS = {
     "cache_bytes": """

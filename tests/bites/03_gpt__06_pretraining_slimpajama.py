@@ -28,8 +28,8 @@ MUTATIONS = [
              replace="return 2 * n_parameters * n_tokens / (chips"),
 ]
 
-SMALLER = {"8, 80_000, (16, 32, 64)": "8, 40_000, (16, 32, 64)"}
-LEFT_OUT = ["runs = {width:", "np.polyfit(", "base, base_tokenizer = "]
+SMALLER = {"8, 80_000, (16, 32, 64)": "8, 20_000, (16, 32, 64)"}
+LEFT_OUT = ["reached_loss = evaluated", "runs = {width:", "np.polyfit(", "base, base_tokenizer = "]
 WRONG_ANSWERS = {
     "mostly_bullets": """
         def mostly_bullets(text):

@@ -23,6 +23,7 @@ MUTATIONS = [
     Mutation("Wilson's centre is forgotten", find="k / n + z * z / (2 * n), z *", replace="k / n, z *"),
 ]
 
+SMALLER = {"some(data.load(\"hellaswag\"), run.scenes)": "some(data.load(\"hellaswag\"), 24)"}
 LEFT_OUT = ["def from_transformers", "other = from_transformers(folder)", "sentence = ", "by_context = {}",
             "plt.plot([str(k)", "wiki_ids = ", "pieces = wiki[", "def guesser_reaches", "shares = [(", "what for what"]
 

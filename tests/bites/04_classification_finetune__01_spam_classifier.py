@@ -41,7 +41,9 @@ MUTATIONS = [
 
 SMALLER = {
     "[:400])": "[:200])",
-    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::8], val_balanced[::4],",
+    "epochs=4, lr=2e-3": "epochs=1, lr=2e-3",
+    "test_texts, test_labels = [": "test = test[::4]\ntest_texts, test_labels = [",
+    "train_classifier(model, seen, val_balanced,": "train_classifier(model, seen[::12], val_balanced[::4],",
 }
 LEFT_OUT = [
     "random_heads = ", "wrong = [i for i", "command = [sys.executable", "inbox = [yours",

@@ -30,7 +30,7 @@ MUTATIONS = [
 
 SMALLER = {
     "= split(messages, seed=1)": "= split(messages[::2], seed=1)",
-    "steps=100": "steps=60",
+    "steps=100": "steps=40",
     "train_reader(chosen, pretrained=False).predict(test_texts)[1][:, 1]": "scores.flip(0)",
 }
 LEFT_OUT = ["from spam_smollm2 import by_prompt", "survived = {}", "transfer = {", "false_alarms, recall = roc_curve"]

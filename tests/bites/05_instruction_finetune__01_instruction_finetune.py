@@ -33,10 +33,11 @@ SMALLER = {
     'data.places.data_dir() / f"{tokenizer.name}-assistant"': "Path(__import__('tempfile').mkdtemp())",
     "narrow_training, narrow_test = families.items()":
         "narrow_training, narrow_test = (whole[::6] for whole in families.items())",
-    "new_tokens=50, threads=2": "new_tokens=20, threads=2",
+    "new_tokens=50, threads=2": "new_tokens=12, threads=2",
     "train_loader = instruction_loader(train_data,":
-        "train_loader = instruction_loader(InstructionData(training[-240:], tokenizer, C),",
-    "training[:96]": "training[:48]",
+        "train_loader = instruction_loader(InstructionData(training[-80:], tokenizer, C),",
+    "val_data = InstructionData(validation, tokenizer": "val_data = InstructionData(validation[:24], tokenizer",
+    "training[:96]": "training[:32]",
     "taught * 3": "taught",
 }
 LEFT_OUT = ["by_the_rule = ", "save_model(model, tokenizer, folder", "handed = finished.InstructionData"]

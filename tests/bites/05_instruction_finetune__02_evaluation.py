@@ -33,11 +33,12 @@ MUTATIONS = [
 ]
 
 SMALLER = {
-    "train=1000, epochs=1": "train=96, epochs=1",
+    "looked_at = arc[:24]": "looked_at = arc[:16]",
+    "train=1000, epochs=1": "train=48, epochs=1",
     "from assistant import load_assistant\n":  # without the 851 entries of the narrow families
         "import assistant\nfrom assistant import load_assistant\n"
         "assistant.with_families = lambda entries, test: entries\n",
-    "answers=100, new_tokens=50, mmlu=96, items=30": "answers=40, new_tokens=25, mmlu=24, items=12",
+    "answers=100, new_tokens=50, mmlu=96, items=30": "answers=24, new_tokens=16, mmlu=12, items=12",
 }
 LEFT_OUT = [
     "def some(", "terms = sorted(", "def key_of", "told = {", "def cell_of", "finished = evaluation.perplexity",
