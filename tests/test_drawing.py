@@ -23,6 +23,7 @@ def test_a_drawing_is_svg_with_its_words_and_the_same_each_time():
     assert first.svg == second.svg
     tree = ElementTree.fromstring(first.svg)
     assert tree.attrib["aria-label"] == tree[0].text == 'one <box> & "an arrow"'
+    assert tree.attrib["style"] == "max-width: 100%; height: auto"  # inside a page; an <img> is for the page to shrink
     assert first._repr_mimebundle_() == {"image/svg+xml": first.svg, "text/plain": 'one <box> & "an arrow"'}
 
 

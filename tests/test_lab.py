@@ -30,8 +30,11 @@ IS_OPEN = """path => {
     const context = window.jupyterapp?.shell.currentWidget?.context;
     return context?.isReady && context.path === path;
 }"""
-SHOWS_DRAWING = "() => !!window.jupyterapp.shell.currentWidget.node.querySelector('.jp-RenderedSVG')"
-DRAWING = {"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "text/plain": "a square"}
+ITS_WIDTH = """() => {
+    const image = window.jupyterapp.shell.currentWidget.node.querySelector('.jp-RenderedSVG img');
+    return image?.naturalWidth && [image.naturalWidth, image.clientWidth, image.parentElement.clientWidth];
+}"""
+DRAWING = {"image/svg+xml": '<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="9"/>', "text/plain": "a line"}
 SHOWS_BADGE = """() => {
     const image = window.jupyterapp.shell.currentWidget.node.querySelector('img[alt="Open in Colab"]');
     return image?.naturalWidth > 0;
@@ -149,7 +152,8 @@ def test_a_reader_clicks_from_the_first_lesson_to_the_last_and_to_the_readme(tmp
         page.evaluate("window.loadedOnce = true")
         wait_for_file(page, LESSONS[0])
         page.wait_for_function(SHOWS_BADGE)
-        page.wait_for_function(SHOWS_DRAWING)
+        drawn, shown, room = page.wait_for_function(ITS_WIDTH).json_value()
+        assert drawn > room >= shown, f"a drawing {shown} pixels wide where {room} are free"
         for following in LESSONS[1:]:
             open_by(click_last_link, page, following)
             page.wait_for_function(SHOWS_BADGE)

@@ -23,7 +23,7 @@ from tools import notebooks, setup
 from tools.settings import check_paths
 
 ROOT = notebooks.ROOT
-SETTINGS = ROOT / "tools" / "jupyterlab"  # no question about news; the reader's own settings go first
+SETTINGS = ROOT / "tools" / "jupyterlab"  # no question about news (the reader's own settings go first); custom.css
 PAGES = ("*.md", "LICENSE", "tools/*.svg", "pictures/*", "shared/*/README.md")  # what lessons and README lead to
 ORIGINS = ".origins.json"  # in the copy: the checksum of the file that each file was copied from
 
@@ -115,6 +115,7 @@ def command(folder, page, options):
     ours = {"ServerApp.root_dir": folder, "ServerApp.preferred_dir": folder,
             "LabApp.default_url": f"/lab/tree/{quote(page)}", "LabApp.app_settings_dir": SETTINGS,
             "LabApp.news_url": None, "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+            "LabApp.custom_css": True, "ServerApp.tornado_settings": f"static_custom_path={SETTINGS}",
             "Application.log_level": "ERROR"}
     if zmq.has("curve"):
         ours["KernelManager.transport_encryption"] = "auto"
