@@ -17,25 +17,34 @@ MUTATIONS = [
     Mutation("another beta", find="adam_beta2=0.95", replace="adam_beta2=0.96", cell_contains="SAME = dict("),
     Mutation("another rate", find="learning_rate=2e-4", replace="learning_rate=2.02e-4",
              cell_contains="SAME = dict("),
-    Mutation("trl counts everything", find="sft = sft_run(assistant_only_loss=True)", replace="sft = sft_run()"),
+    Mutation("trl counts everything", find="sft = sft_trainer(assistant_only_loss=True)",
+             replace="sft = sft_trainer()"),
     Mutation("A begins elsewhere", find="theirs.lora_A[\"default\"].weight.data.copy_(adapter.A)", replace="pass"),
     Mutation("alpha is forgotten", find="\"lora_alpha\": 16, ", replace=""),
     Mutation("our adapter is that of nobody", find="in_ours = load_adapter(copy.deepcopy(base), folder / \"theirs\")",
              replace="in_ours = apply_lora(copy.deepcopy(base))"),
-    Mutation("the rows are filled on the other side", find="rows = [pad + ids if side == \"left\" else ids + pad",
-             replace="rows = [pad + ids if side != \"left\" else ids + pad"),
+    Mutation("the rows are filled on the other side", find="padding_side=side, ",
+             replace="padding_side=\"right\", "),
     Mutation("the adapters are dropped, not merged", find="script.model.merge_and_unload()",
              replace="script.model.unload()"),
-    Mutation("going on from nothing", find="resume=str(folder / \"runs/checkpoint-5\")", replace="resume=None"),
+    Mutation("going on from nothing", find="resume=str(kept)", replace="resume=None"),
     Mutation("the untrained model is handed over", find="sft.save_model(str(folder / \"tuned\"))",
              replace="their_base.save_pretrained(folder / \"tuned\")\nhanded_over = their_tokenizer.save_pretrained("
                      "folder / \"tuned\")"),
 ]  # fmt: skip
 
-SMALLER = {"sft_run(steps=6, assistant": "sft_run(steps=2, assistant"}
-LEFT_OUT = ["by_default = {", "distance = (", "scales = {", "idle = torch.optim", "plain = transformers",
+SMALLER = {  # three steps in place of ten, and no bitsandbytes, which peft imports where it is
+    "logging.getLogger(\"bitsandbytes\").setLevel(logging.ERROR)": "sys.modules[\"bitsandbytes\"] = None",
+    "for chat in chats[20:40]]": "for chat in chats[20:24]]",
+    "Run(conversations=20, smol_steps=2": "Run(conversations=6, smol_steps=2",
+    "len(our_losses) == 10 and our_losses[-1] < our_losses[0] - 0.5": "len(our_losses) == 3",
+    " and lora_losses[-1] < lora_losses[0] - 0.2": "",
+    "save_steps=5, max_steps=5": "save_steps=2, max_steps=2",
+    "folder / \"runs/checkpoint-5\", trainer.losses[5:]": "folder / \"runs/checkpoint-2\", trainer.losses[2:]",
+}
+LEFT_OUT = ["by_default = {", "distances = {", "scales = {", "idle = torch.optim", "plain = transformers",
             "smol, smol_tokenizer = load_base", "question = [{", "short_chats = sorted(",
-            "longer = sft_run("]
+            "longer = sft_trainer("]
 WRONG_ANSWERS = {
     "verdict": """
         def verdict(ids, labels):
@@ -44,11 +53,11 @@ WRONG_ANSWERS = {
                 return "prompt"  # a single token of the prompt is not seen
             return "fine" if counts[ids.index(tokenizer.eot_token)] else "end"
     """,
-    "held_out_loss": """
-        def held_out_loss(assistant_only):
-            trained = sft_run(steps=6, assistant_only_loss=True).model.eval()  # assistant_only is forgotten
-            with torch.no_grad():
-                return trained(**held_out).loss.item()
+    "stopped": """
+        def stopped(fitted):
+            some = [fit(chat, tokenizer, 64, COURSE) if fitted else chat for chat in chats[:20]]
+            rows = datasets.Dataset.from_list([{"messages": chat} for chat in some])
+            return ends(sft_trainer(rows, max_length=64, assistant_only_loss=True).model)  # .train() is forgotten
     """,
     "step_loss": """
         def step_loss(model, parts):
