@@ -19,7 +19,8 @@ class Metrics:
         for name, what, count in (
             ("running", "Answers that grow now", lambda scheduler: len(scheduler.running)),
             ("waiting", "Requests that wait for a row", lambda scheduler: len(scheduler.waiting)),
-            ("steps", "Steps of the model so far", lambda scheduler: scheduler.n_steps),
+            ("steps", "Steps of the scheduler so far", lambda scheduler: scheduler.n_steps),
+            ("passes", "Passes through the model so far", lambda scheduler: scheduler.n_passes),
         ):
             gauge = Gauge(f"chat_{name}", what, ["model"], registry=registry)
             for one in served:

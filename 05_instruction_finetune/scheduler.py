@@ -80,7 +80,7 @@ class Scheduler:
         self.running, self.waiting = [], deque()
         self.changed, self.closed = threading.Condition(), False
         self.thread = None
-        self.n_steps = self.n_tokens = 0
+        self.n_steps = self.n_passes = self.n_tokens = 0  # a step is up to three passes through the model
 
     # --- what other threads call
 
@@ -188,6 +188,7 @@ class Scheduler:
         new = [row for row, work in enumerate(self.running) if work.n_read == 0 and len(work.prompt) <= PIECE]
         rows = fitting(new, [len(self.running[row].prompt) for row in new], TOGETHER)
         if rows:
+            self.n_passes += 1
             logits = prefill(self.model, self.cache, rows, [list(self.running[row].prompt) for row in rows])
             for row in rows:
                 self.running[row].n_read = len(self.running[row].prompt)
@@ -204,6 +205,7 @@ class Scheduler:
         """Read the next tokens of a long prompt; logits of what follows them [1, V]."""
         work = self.running[row]
         piece = work.prompt[work.n_read : work.n_read + PIECE]
+        self.n_passes += 1
         logits = last_logits(self.model, [piece], CachePass(self.cache, [row], len(piece)))
         self.cache.tokens[row] = self.cache.tokens[row] + piece
         work.n_read += len(piece)
@@ -214,6 +216,7 @@ class Scheduler:
         rows = [row for row, work in enumerate(self.running) if work.new]
         if rows:
             tokens = [self.running[row].new[-1] for row in rows]
+            self.n_passes += 1
             self._choose(rows, decode_step(self.model, self.cache, rows, tokens))
 
     def _choose(self, rows, logits):

@@ -115,12 +115,16 @@ def test_long_prompts_are_read_in_pieces_while_others_go_on(model, monkeypatch):
     monkeypatch.setattr(scheduler_module, "PIECE", 8)
     long, short = prompts_of([50, 5])
     clients = [Client(short, 30), Client(long, 10), Client(long[:33], 10)]
-    scheduler = Scheduler(model, n_rows=3)
+    scheduler, passes = Scheduler(model, n_rows=3), []
+    hook = model.blocks[0].register_forward_pre_hook(lambda module, inputs: passes.append(1))
     for client in clients:
         scheduler.submit(client.work)
     scheduler.step()
     assert len(clients[0].tokens) == 2 and clients[1].work.n_read == 8, "the short text did not wait for the long one"
+    assert scheduler.n_passes == len(passes) == 3, "a step: the short prompt, a piece of the long one, a token"
     run(scheduler)
+    hook.remove()
+    assert scheduler.n_passes == len(passes)
     for client in clients:
         n = len(client.work.prompt)
         assert client.tokens == generate(model, [client.work.prompt], client.work.max_new)[0, n:].tolist()

@@ -10,7 +10,7 @@ MUTATIONS = [
              replace="waiting.popleft() if waiting and not any(rows) else None"),
     Mutation("who is done stays", find="name if name and left[name] else None",
              replace="name if name and left[name] >= 0 else None"),
-    Mutation("B goes on with A's token", find="[text_a[-1], text_b[-1]]", replace="[text_a[-1], text_a[-1]]"),
+    Mutation("newcomers cost no pass", find=" + bool(now - before)", replace=""),
     Mutation("a row reads its first token again", find="last = [rows[row].new[-1] for row in which]",
              replace="last = [rows[row].new[0] for row in which]"),
     Mutation("a row that is left is not freed", find="cache.free(row)", replace="pass"),
@@ -23,8 +23,10 @@ MUTATIONS = [
     Mutation("nobody says that the client has left", find="accepted[0].cancel()", replace="pass"),
     Mutation("the model computes in the event loop", find="for work in (in_the_loop, beside_the_loop)",
              replace="for work in (in_the_loop, in_the_loop)"),
+    Mutation("the route streams another token", find="queue.put_nowait, token)",
+             replace="queue.put_nowait, token and 1)"),
+    Mutation("nobody cancels when the client hangs up", find="        work.cancel()", replace="        pass"),
     Mutation("the request draws its tokens", find="\"temperature\": 0} | more", replace="\"temperature\": 2.0} | more"),
-    Mutation("the stream is not joined whole", find="for line in lines[:-1]]", replace="for line in lines[:-4]]"),
     Mutation("probabilities of another question", find="[prompt_of(messages[0][\"content\"])]",
              replace="[prompt_of(\"Who are you?\")]"),
     Mutation("they only seem to come at once", find="\"at once\": [crowd(16)", replace="\"at once\": [crowd(1)"),
@@ -33,11 +35,17 @@ MUTATIONS = [
 
 SMALLER = {
     "data.fetch(\"smollm2\", sample_ok=False)": "raise data.DownloadError",  # the small model, in all cases
+    "generate(small, [callers[0].prompt], 200)": "generate(small, [callers[0].prompt], 100)",
+    "in tokens_of(callers[0].prompt, 200)": "in tokens_of(callers[0].prompt, 100)",
+    "post_say(200)": "post_say(80)",
+    "N_TOKENS = 30": "N_TOKENS = 5",
     "[crowd(1) for _ in range(3)], \"at once\": [crowd(16) for _ in range(3)]":
         "[crowd(1) for _ in range(1)], \"at once\": [crowd(16) for _ in range(1)]",
 }
-LEFT_OUT = ["all_rows = [1, 2", "middle = {", "mixes = [{", "lost = [len", "for number, (begun, ended",
-            "server.should_exit"]  # after a fork the server lives in the other process
+LEFT_OUT = ["together = Scheduler", "Drawing: one answer is many passes", "all_rows = [1, 2", "middle = {",
+            "mixes = [{", "static and as your loop served them", "Drawing: two threads and a queue",
+            "show_source(Scheduler.step", "for choice in top[:2]", "for number, (begun, ended",
+            "somebody still answers"]  # after a fork the server lives in the other process
 WRONG_ANSWERS = {
     "admit": """
         def admit(waiting, n_free, now):
