@@ -48,7 +48,8 @@ KNOWN_STUDIES = """chemistry history physics biology law economics music geograp
 architecture""".split()
 
 # What the user says, with two values of one kind; what the assistant answers; two questions, each with the number of
-# the value that is the answer. What begins with "known" uses words and values that the sample has too.
+# the value that is the answer. What begins with "known" uses words and values that the sample has too. (Those of
+# the university ask for the first value only, so they cannot tell memory from a habit of position.)
 NOTED = "Thank you, I have made a note of it."
 KINDS = {
     "airline": [

@@ -25,15 +25,16 @@ from shared import data
 from tests import bites
 from tools import notebooks
 changes = json.loads(sys.argv[2])
-lesson = bites.Lesson(bites.smaller(bites.code_of(notebooks.read(sys.argv[1])), changes))
+cells = bites.without(bites.code_of(notebooks.read(sys.argv[1])), json.loads(sys.argv[3]))
+lesson = bites.Lesson(bites.smaller(cells, changes))
 for number in lesson.cells:
     sys.stdout.write(lesson.run(number))
 """
 
 
-def run(lesson, changes, environment):
-    return subprocess.run([sys.executable, "-c", RUN, str(lesson), json.dumps(changes)], cwd=notebooks.ROOT,
-                          env=environment, capture_output=True, encoding="utf-8")  # fmt: skip
+def run(lesson, changes, environment, left_out=()):
+    return subprocess.run([sys.executable, "-c", RUN, str(lesson), json.dumps(changes), json.dumps(left_out)],
+                          cwd=notebooks.ROOT, env=environment, capture_output=True, encoding="utf-8")  # fmt: skip
 
 
 def test_a_text_of_the_readers_own_is_trained_on_and_reported(tmp_path):
@@ -63,7 +64,8 @@ REPAIRS = [  # what two people say, the user first
 @pytest.mark.parametrize("base", ["", "smollm2"])
 def test_chats_of_the_readers_own_are_trained_on_and_talked_to(tmp_path, base):
     """Twelve chats as a spreadsheet writes them: names of one's own, no system line, the user last, one exchange, a
-    turn longer than the context, hidden files beside them. From the course base, and from a model with ChatML."""
+    turn longer than the context, hidden files beside them. From the course base, and from a model with ChatML; without
+    the cells that do the same whatever the chats are."""
     folder = tmp_path / "my_chats"
     folder.mkdir()
     (folder / ".DS_Store").write_bytes(b"\x00\x01")
@@ -74,15 +76,19 @@ def test_chats_of_the_readers_own_are_trained_on_and_talked_to(tmp_path, base):
                        for k, said in enumerate(chat.split("|")))  # fmt: skip
     environment = os.environ | {"LLM_DATA_DIR": str(tmp_path), "LLM_BASE": base, "LLM_OFFLINE": "1", "LLM_MIRROR": "",
                                 "MPLBACKEND": "Agg", "LLM_SCALE": "quick", "LLM_DEVICE": "cpu"}  # fmt: skip
-    changes = {"speakers = {}": 'speakers = {"guest": "user", "shop": "assistant"}', "(1e-3, 60) if": "(1e-3, 8) if"}
-    done = run(CONVERSATIONS, changes, environment)
+    changes = {"speakers = {}": 'speakers = {"guest": "user", "shop": "assistant"}', "(1e-3, 60) if": "(1e-3, 4) if",
+               "epochs=4, batch_size=4, threads=2, new_tokens=40": "epochs=2, batch_size=4, threads=2, new_tokens=16",
+               'stranger = domains.parts("help_desk")[2]': 'stranger = domains.parts("help_desk")[2][:4]'}  # fmt: skip
+    whatever_the_chats = ["figure, axis = plt.subplots(figsize=(7.5", "search = sorted(",  # of the saved table
+                          "read_here, unseen, _", "def bits_after_training_solution"]  # the airline's  # fmt: skip
+    done = run(CONVERSATIONS, changes, environment, whatever_the_chats)
     assert done.returncode == 0, done.stderr
     name = "smollm2-tiny" if base else "course_base"
     assert "masked as personal data: {'EMAIL': 1}" in done.stdout
     assert "your own chats: 8 + 2 + 2 conversations" in done.stdout
     assert "nothing is asked here of your chats" in done.stdout and f"{name} on your own chats: " in done.stdout
     assert (tmp_path / f"{name}-my_chats" / "model.safetensors").is_file()
-    assert done.stdout.count("our solution: ok") == 2
+    assert "our solution: ok" in done.stdout
 
 
 def taught(name, **given):

@@ -17,17 +17,10 @@ MUTATIONS = [
              replace="left = conversation[start:]"),
     Mutation("replies come back sorted by length", find="replies[i] = said.strip()",
              replace="replies[order.index(i)] = said.strip()"),
-    Mutation("the assistant may begin", find='return "it begins with the assistant"', replace="return None"),
-    Mutation("what is there twice counts twice", find="seen[key] = i", replace="seen[i] = i"),
-    Mutation("joining takes turns that are apart", find='key=lambda turn: turn["role"])',
-             replace="key=lambda turn: True)"),
-    Mutation("what looks similar is replaced", find='unicodedata.normalize("NFC"',
-             replace='unicodedata.normalize("NFKC"'),
-    Mutation("the wrong digits are doubled", find="int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))",
-             replace="int(d) * (2 - i % 2) for i, d in enumerate(reversed(digits))"),
-    Mutation("any long number is a card", find=" and groups in usual and luhn(digits)", replace=" and groups in usual"),
-    Mutation("any seven digits are a telephone", find="return 7 <= len(digits) <= 15 and (formed or",
-             replace="return 7 <= len(digits) <= 15 or (formed and"),
+    Mutation("a probe's twin keeps the turn", find='luggage is allowed?", domains.NOTHING)',
+             replace='luggage is allowed?",) * 2'),
+    Mutation("a probe asks for one value only", find='"Which city do I fly to, again?")[k]',
+             replace='"Which city do I fly to, again?")[1]'),
 ]
 
 SMALLER = {
@@ -40,14 +33,20 @@ SMALLER = {
         '[part[:n] for part, n in zip(domains.parts("airline", mine, speakers), (44, 3, 5))]',
     'stranger = domains.parts("help_desk")[2]': 'stranger = domains.parts("help_desk")[2][:4]',
     'unseen, _ = domains.parts("airline")': 'unseen, _ = domains.parts("airline"); unseen = unseen[:3]',
-    "read_here[:16], course_tokenizer, 512": "read_here[:8], course_tokenizer, 128",
+    "read_here[:16], course_tokenizer, 512": "read_here[:12], course_tokenizer, 256",
 }
 LEFT_OUT = ["live = {}", "figure, axis = plt.subplots(figsize=(7.5", "reference = domains.fluency",
             "search = sorted(", "data.load(name)", "columns = {"]  # fmt: skip
 WRONG_ANSWERS = {
-    "last_exchanges": """
-        def last_exchanges(conversation, n):
-            return conversation[-(2 * n - 1) :]  # the system line is lost
+    "my_probe": """
+        def my_probe(first, second, k):
+            conversation, twin = (
+                [{"role": "user", "content": said}, {"role": "assistant", "content": "Is it Basic or Plus?"},
+                 {"role": "user", "content": "Where do I fly to?"}]  # whatever `k` is
+                for said in (f"I fly from {first} to {second}.", domains.NOTHING)
+            )
+            target, other = (first, second)[::1 - 2 * k]
+            return {"conversation": conversation, "twin": twin, "target": target, "other": other}
     """,
     "bits_after_training": """
         def bits_after_training(everything):
