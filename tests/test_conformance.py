@@ -149,6 +149,16 @@ def test_what_a_suite_lacks_is_said(tmp_path, capsys, url):
         assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("rows", "names", "chat"), [
+    ([{"id": "a", "is_chat": False}, {"id": "b", "is_chat": True}], ["a", "b"], "b"),
+    ([{"id": "a"}, {"id": "b"}], ["a", "b"], "a"),  # another program's server, which does not say
+])
+def test_the_model_that_chats_is_asked_for(monkeypatch, rows, names, chat):
+    told = SimpleNamespace(raise_for_status=lambda: None, json=lambda: {"data": rows})
+    monkeypatch.setattr(__main__.requests, "get", lambda address, timeout: told)
+    assert __main__.models_at("http://x") == (names, chat)
+
+
 def test_version_of_a_package():
     found = conformance.versions(sys.executable, ["pytest", "no-such-package"])
     assert found == {"pytest": pytest.__version__, "no-such-package": None}
@@ -197,9 +207,9 @@ def test_llama_cpp_asks_two_servers(tmp_path, url, no_plugins):
 def test_llm_comply_tells_each_feature(tmp_path, monkeypatch):
     told = [{"id": "chat-basic-response", "status": "passed"}, {"id": "chat-multi-turn", "status": "failed",
             "errors": ["no id"]}]  # fmt: skip
-    asked = "import sys; assert 'none' in sys.argv and 'http://x/v1' in sys.argv"
+    asked = "import sys; assert {'none', 'http://x/v1', 'chats'} < {*sys.argv}"
     start = f"{asked}; print({json.dumps({'results': told})!r})"
-    arguments = SimpleNamespace(url="http://x", models=["m"], python=sys.executable)
+    arguments = SimpleNamespace(url="http://x", chat_model="chats", python=sys.executable)
     monkeypatch.setattr(llm_comply, "START", start)
     results = {result.test: result for result in llm_comply.run(None, tmp_path, arguments)}
     assert len(results) == 6 and results["chat-basic-response"].outcome == "passed"

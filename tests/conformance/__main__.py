@@ -1,14 +1,15 @@
 """Strangers' tests on our code: `python -m tests.conformance --suites DIR [--only NAME] [URL]`.
 
 DIR holds the suites' own checkouts, each in a folder of the name that `git clone` gives it. Those of the chat service
-run against the one at URL, which is to be started first, with the names of models that the suites ask for. The first
-model must end its answers by itself; of the others only the form is tested, so a small one does:
+run against the one at URL, which is to be started first, with the names of models that the suites ask for. llm-comply
+needs a chat model, which ends its answers by itself; the others test only the form, so the small course base, named
+first, does for them. schemathesis asks every model for answers as long as the context, so that is short:
 
-    python 05_instruction_finetune/chat.py smollm2 course_base --alias gpt-5.4=course_base --alias gpt-4o-mini \\
-        --alias gpt-3.5-turbo=course_base --alias gpt-3.5-turbo-instruct=course_base
+    python 05_instruction_finetune/chat.py course_base smollm2 --context 128 \\
+        --alias gpt-5.4 --alias gpt-4o-mini --alias gpt-3.5-turbo --alias gpt-3.5-turbo-instruct
     python -m tests.conformance --suites DIR --python suites/bin/python http://127.0.0.1:8000
 
-schemathesis asks every model for long answers: it is sooner done with a service of course_base alone (`--only`).
+llama.cpp's tests of safety ask a second service like it, which has a key (`--with-key`).
 Their packages do not belong into the course's environment: `python -m venv suites`, pip install there what is asked
 for, and name its Python with --python. Prints a scorecard: suite, commit ("+" after it: with changes) or version, how
 many tests passed, failed and were skipped, and the reason for each that did not pass. The exit status is 0 where all
@@ -89,10 +90,15 @@ def version_of(suite, arguments):
 
 
 def models_at(url):
-    """The names of the models that a service has. Raises OSError or ValueError where none answers."""
+    """The names of a service's models, and the one to chat with: the first that says `is_chat`, or the first of all.
+
+    Raises OSError or ValueError where no service answers.
+    """
     told = requests.get(f"{url}/v1/models", timeout=30)
     told.raise_for_status()
-    return [model["id"] for model in told.json()["data"]]
+    models = told.json()["data"]
+    chat = next((model for model in models if model.get("is_chat")), models[0])
+    return [model["id"] for model in models], chat["id"]
 
 
 def main(argv=None):
@@ -113,8 +119,8 @@ def main(argv=None):
     if arguments.url:
         arguments.url = arguments.url.rstrip("/").removesuffix("/v1")
         try:
-            arguments.models = models_at(arguments.url)
-        except (OSError, ValueError, KeyError) as error:
+            arguments.models, arguments.chat_model = models_at(arguments.url)
+        except (OSError, ValueError, KeyError, IndexError) as error:
             parser.error(f"no service of this kind answers at {arguments.url}: {one_line(error)}")
     rows = []
     for name, suite in SUITES.items():

@@ -16,7 +16,7 @@ START = "from llm_comply.cli import main; raise SystemExit(main())"
 
 def run(checkout, suites, arguments):
     command = [arguments.python, "-c", START, "--format", "openai-chat", "-u", f"{arguments.url}/v1", "-k", "none",
-               "-m", arguments.models[0], "-f", ",".join(FEATURES), "--timeout", "120", "--json"]  # fmt: skip
+               "-m", arguments.chat_model, "-f", ",".join(FEATURES), "--timeout", "120", "--json"]  # fmt: skip
     try:
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(command, cwd=folder, env=their_environment(), capture_output=True, text=True,
