@@ -65,8 +65,7 @@ def _from_csv(text, known):
         wanted = " and ".join(f"one of {', '.join(usual)}" for usual, place in zip((THREAD, SPEAKER, SAID), places)
                               if place is None)  # fmt: skip
         raise ValueError(f"its columns are {', '.join(map(repr, names))}; it needs {wanted}")
-    thread, speaker, said = places
-    found = {}
+    (thread, speaker, said), found = places, {}
     try:
         for row in filter(any, rows):  # spreadsheets leave rows of empty cells
             if len(row) != len(names):
