@@ -13,6 +13,7 @@ same command goes on where it stopped. A seed decides the order of the batches a
 
 import argparse
 import copy
+import json
 import multiprocessing
 import statistics
 import sys
@@ -232,6 +233,11 @@ def main(argv=None):
     bases = {row["base"] for row in table["runs"] if row["task"] != "spam" and "base" in row}
     if left and bases and {name := Path(data.fetch("smollm2")).stem} != bases:
         parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
+    for row in table["runs"]:
+        here = json.loads(json.dumps((SPAM if row["task"] == "spam" else METHODS).get(row["method"])))
+        if (then := row.get("settings")) not in (None, here):
+            parser.error(f"{args.out} holds {row['task']}, {row['method']}, with {then}, here {here}: name another "
+                         "file with --out")  # fmt: skip
     for task, method, seed in left[: args.runs]:
         seed_everything(seed or 0)
         started = time.perf_counter()

@@ -4,9 +4,10 @@
     python 05_instruction_finetune/policy_runs.py --only smollm2 --seeds 3
 
 Writes policy_runs.json beside this file (or --out FILE) after each run; the same command goes on where it stopped. The
-course base continues 48 openings of sentences for a reward, with and without KL, with and without a baseline, and for
-a reward model that learned from comparisons; SmolLM2 answers questions briefly. A row holds what each step of the run
-saw, and what the model wrote to held-out prompts before and after. A seed decides the draws.
+course base continues 48 openings of sentences for a reward, with and without KL, with and without a baseline, shared
+among equal answers, and for a reward model that learned from comparisons; SmolLM2 answers questions briefly. A row
+holds what each step of the run saw, and what the model wrote to held-out prompts before and after. A seed decides the
+draws.
 """
 
 import argparse
@@ -52,6 +53,7 @@ SMOL = {"steps": 10, "n_prompts": 4, "n": 6, "max_new_tokens": 24, "lr": 1e-4, "
 # the reward, and the settings that differ, of each run on the course base; "judge" is the reward model
 ARMS = {
     "dots": ("ends_soon", {"beta": 0.0}), "dots, KL": ("ends_soon", {"beta": 0.2}),
+    "dots, variety": ("various", {"beta": 0.0}),
     "sentence": ("short_sentence", {"beta": 0.1}), "sentence, no KL": ("short_sentence", {"beta": 0.0}),
     "sentence, no baseline": ("short_sentence", {"beta": 0.1, "advantages": "none"}),
     "judge, no KL": ("judge", {"beta": 0.0}), "judge": ("judge", {"beta": 0.1}),
@@ -79,6 +81,11 @@ def short_sentence(prompts, answers):
         good = answer.endswith(".") and 3 <= len(words) <= 8
         rewards.append(len(known_words() & set(words)) / len(words) if good else 0.0)
     return rewards
+
+
+def various(prompts, answers):
+    """`ends_soon`, shared among equal answers: what one of them earns, divided by how often it was given."""
+    return [paid / answers.count(answer) for paid, answer in zip(ends_soon(prompts, answers), answers, strict=True)]
 
 
 def full_stop(tokenizer):
@@ -159,7 +166,7 @@ def run_arm(arm, seed, settings):
     base, tokenizer = load_base(COURSE_BASE)
     base.to(get_device())
     model, judge, row, (name, changes), gold = copy.deepcopy(base), None, {}, ARMS[arm], []
-    reward = {"ends_soon": ends_soon, "short_sentence": short_sentence}.get(name)
+    reward = {"ends_soon": ends_soon, "short_sentence": short_sentence, "various": various}.get(name)
     if name == "judge":
         judge, row["right_on_held_out_pairs"], row["shorter_on_held_out_pairs"] = train_judge(base, tokenizer, seed)
 

@@ -89,8 +89,10 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
         ran.append((method, seed))
         return {"exact": 1, "n": 2}
 
-    for name in ("run_families", "run_spam", "run_alpaca"):
+    for name in ("run_spam", "run_alpaca"):
         monkeypatch.setattr(script, name, fake)
+    monkeypatch.setattr(script, "run_families", lambda method, seed, tiny: fake(method, seed, tiny) | {
+        "settings": script.METHODS.get(method)})  # fmt: skip
     monkeypatch.setattr(script, "run_cost", lambda rounds: {"methods": {}})
     assert script.main(["--tiny", "--seeds", "1", "--out", str(out), "--runs", "3"]) == 0
     assert len(json.loads(out.read_text())["runs"]) == 3
@@ -102,6 +104,10 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert script.main(["--tiny", "--seeds", "2", "--only", "families", "--out", str(out)]) == 0
     assert ran[before:] == [("full", 1), ("LoRA r=8", 1)]
     assert all({"date", "machine", "threads", "seconds"} <= row.keys() for row in rows)
+    monkeypatch.setitem(script.METHODS, "LoRA r=8", {"rank": 4, "lr": 1e-3})
+    with pytest.raises(SystemExit):
+        script.main(["--tiny", "--seeds", "3", "--only", "families", "--out", str(out)])
+    assert "families, LoRA r=8, with {'rank': 8, 'lr': 0.001}, here {'rank': 4" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         script.main(["--out", str(out)])  # a tiny table is no table
     assert "another table" in capsys.readouterr().err

@@ -33,6 +33,10 @@ def test_unknown_and_repeated_words_cost_their_share(script):
     assert {"the", "house", "water"} <= script.known_words() and "glorblax" not in script.known_words()
 
 
+def test_equal_answers_share_what_one_of_them_earns(script):
+    assert script.various(None, [".", " ran.", ".", " and", "."]) == [1 / 3, 1, 1 / 3, 0, 1 / 3]
+
+
 def test_no_opening_is_in_both_parts_and_no_question_either(script):
     assert not set(script.TRAINING) & set(script.HELD_OUT) and len(script.OPENINGS) == 64
     questions = [question for question, _ in script.QUESTIONS]

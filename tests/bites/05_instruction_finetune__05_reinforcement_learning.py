@@ -57,23 +57,22 @@ MUTATIONS = [
     ),
 ]
 
-SMALLER = {
-    "steps=14, n_prompts=6": "steps=8, n_prompts=5",
-    "steps=5, n_prompts=n_prompts": "steps=1, n_prompts=n_prompts",
-}
+SMALLER = {"steps=14, n_prompts=6": "steps=8, n_prompts=5"}
 LEFT_OUT = ["tests = [i for i in range(96, 128)", "k = torch.arange(9)"]
 WRONG_ANSWERS = {
     "leave_one_out": """
         def leave_one_out(rewards):
             return rewards - rewards.mean(dim=1, keepdim=True)  # the mean of all, its own included
     """,
-    "compare_groups": """
-        def compare_groups(train, sizes, n_answers):
-            return {size: train(n_prompts=n_answers, n=size) for size in sizes}  # more answers for larger groups
+    "gradients": """
+        def gradients(draws, rewards):  # with the mean of all, the answer's own reward included
+            S, P, G = draws.shape
+            better = advantages_of_groups(rewards.view(S * P, G), scale=False)
+            return reinforce(p, draws.flatten(), better.flatten()).view(S, P * G, 3).mean(dim=1)
     """,
     "various": """
         def various(prompts, answers):
-            seen = set()
-            return [0.0 if a in seen or seen.add(a) else x for x, a in zip(short_sentence(prompts, answers), answers)]
+            seen = set()  # pays only the first of equal answers
+            return [0.0 if a in seen or seen.add(a) else x for x, a in zip(ends_soon(prompts, answers), answers)]
     """,
 }
