@@ -37,11 +37,11 @@ MUTATIONS = [
 ]
 
 SMALLER = {
-    "train=1000, epochs=1": "train=48, epochs=1",
+    "train=1000, epochs=1": "train=240, epochs=1",
     "from assistant import load_assistant\n":  # without the 851 entries of the narrow families
         "import assistant\nfrom assistant import load_assistant\n"
         "assistant.with_families = lambda entries, test: entries\n",
-    "answers=107, new_tokens=50, pairs=10": "answers=24, new_tokens=16, pairs=4",
+    "answers=107, new_tokens=50, pairs=10": "answers=40, new_tokens=25, pairs=4",
 }
 LEFT_OUT = ["plt.imshow(kappas", "conversations = [", "follows = {"]
 WRONG_ANSWERS = {
