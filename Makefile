@@ -3,15 +3,14 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help run lab quick test mistakes test-all save clean
+.PHONY: help run lab quick test test-all save clean
 
 help:
 	@echo "make lab       open the first lesson in JupyterLab, your own copy of it in work/ (ARGS=2.3: another one)"
 	@echo "make run       run every lesson, write the results to build/ (ARGS=2: a chapter; LLM_SCALE=full: the long version)"
 	@echo "make quick     after each edit, in a minute: style, saved notebooks, parity, the fast tests"
-	@echo "make test      prove the course: every lesson, every test"
-	@echo "make mistakes  break each lesson by its list of mistakes: do its own checks notice? (for those who change lessons)"
-	@echo "make test-all  both, then in the other number format, without network and data, and with Colab's versions"
+	@echo "make test      prove all of it"
+	@echo "make test-all  the same, then in the other number format, without network and data, and with Colab's versions"
 	@echo "make save      run every lesson and save its outputs in place (for maintainers; needs the real data)"
 	@echo "make clean     remove build/ and caches; .venv, data/ and work/ stay"
 
@@ -26,9 +25,6 @@ quick:
 
 test:
 	@$(PYTHON) -m tools.test $(ARGS)
-
-mistakes:
-	@$(PYTHON) -m tools.test --mistakes $(ARGS)
 
 test-all:
 	@$(PYTHON) -m tools.test --all $(ARGS)

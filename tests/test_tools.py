@@ -853,24 +853,12 @@ def test_changed_lessons_are_those_that_git_names(tmp_path, monkeypatch):
     assert test_tool.changed_lessons() == ["01_toy/02_other.ipynb", "01_toy/03_new.ipynb"]
 
 
-def test_the_lists_of_mistakes_have_a_pass_of_their_own(passes):
-    command, _ = passes("-x")["lessons and tests"]
-    assert command[-2:] == ["-x", f"--ignore={test_tool.LISTS}"]
-    command, _ = passes("--mistakes", "-k", "05_chat")["lists of mistakes"]
-    assert command[-3:] == [test_tool.LISTS, "-k", "05_chat"] and (ROOT / test_tool.LISTS).is_file()
-    command, _ = passes(test_tool.LISTS)["lessons and tests"]
-    assert command[-1] == test_tool.LISTS  # a part that is named stays that part
-    for line in ("make test </dev/null", "make mistakes </dev/null"):
-        assert line in (ROOT / ".ci/run").read_text(encoding="utf-8")
-
-
 def test_all_runs_every_number_format(passes, monkeypatch):
     monkeypatch.delenv("LLM_DTYPE", raising=False)
     assert list(passes("-k", "mask")) == ["ruff", "lessons and tests"]
     whole = passes("--all", "-x")
-    assert list(whole) == ["ruff", "lessons and tests", "lists of mistakes",
-                           "lessons and tests of training in bfloat16", "without network, mirror and data",
-                           "with Colab's versions"]  # fmt: skip
+    assert list(whole) == ["ruff", "lessons and tests", "lessons and tests of training in bfloat16",
+                           "without network, mirror and data", "with Colab's versions"]
     command, variables = whole["lessons and tests of training in bfloat16"]
     assert variables["LLM_DTYPE"] == "bfloat16" and command[-4:] == ["05_instruction_finetune", *test_tool.TRAINING]
     assert {"-x", "01_working_with_text", "03_gpt"} < set(command)
@@ -881,6 +869,6 @@ def test_all_runs_every_number_format(passes, monkeypatch):
     monkeypatch.setenv("LLM_DTYPE", "bfloat16")
     whole = passes("--all")
     assert whole["lessons and tests"][1]["LLM_DTYPE"] == "bfloat16"
-    assert whole["lessons and tests of training in float32"][1]["LLM_DTYPE"] == "float32" and len(whole) == 6
+    assert whole["lessons and tests of training in float32"][1]["LLM_DTYPE"] == "float32" and len(whole) == 5
     monkeypatch.setenv("LLM_DTYPE", "float16")
-    assert len(passes("--all")) == 7
+    assert len(passes("--all")) == 6

@@ -1,7 +1,6 @@
-"""Prove the course: `python -m tools.test [--quick | --mistakes | --all] [pytest's own arguments]`.
+"""Prove the course: `python -m tools.test [--quick | --all] [pytest's own arguments]`.
 
-One pass: ruff, then pytest over tests/ and every lesson, spread over two workers; the lists of mistakes have a pass of
-their own. Arguments of pytest name a part, for
+One pass: ruff, then pytest over tests/ and every lesson, spread over two workers. Arguments of pytest name a part, for
 instance: python -m tools.test -k mask 02_attention. For pytest's own help: python -m pytest --help in .venv.
 """
 
@@ -24,7 +23,6 @@ SLOW = (  # left out by --quick: they run lessons, servers, browsers, other proc
     "tests/test_colab.py", "tests/test_corpus.py",
     "tests/test_judge.py", "tests/test_lab.py", "tests/test_own_text.py", "tests/test_pretrain.py",
     "tests/test_tools.py", "tests/data/test_download.py")
-LISTS = "tests/test_bites.py"  # each lesson's list of mistakes: a test of its checks, in a pass of its own
 CLOSED_PORT = "http://127.0.0.1:9"  # nothing listens there
 
 
@@ -115,11 +113,9 @@ def arguments_of(arguments):
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="after each edit, in a minute: ruff, the rules for saved "
                        "notebooks, parity of lessons and shared, the fast tests; no lesson is run")
-    which.add_argument("--mistakes", action="store_true", help="break each lesson by its list of mistakes, and see "
-                       "that one of its own cells fails; nothing else is run")
-    which.add_argument("--all", action="store_true", help="five passes: this one; the lists of mistakes; the lessons "
-                       "and the tests of training in the other number format; everything with the network blocked, no "
-                       "mirror and an empty data folder; everything with the package versions of Colab")
+    which.add_argument("--all", action="store_true", help="four passes: this one; the lessons and the tests of "
+                        "training in the other number format; everything with the network blocked, no mirror and an "
+                        "empty data folder; everything with the package versions of Colab")
     parser.add_argument("--no-venv", action="store_true", help="stay in the Python that is running")
     return parser.parse_known_args(arguments)
 
@@ -132,17 +128,10 @@ def main(arguments=None):
     results = {"ruff": run("ruff", [sys.executable, "-m", "ruff", "check", "--quiet"], environment)}
     if options.quick:
         arguments = quick_arguments(arguments)
-    title, first = "fast tests" if options.quick else "lessons and tests", arguments
-    if options.mistakes:
-        title, first = "lists of mistakes", [LISTS, *arguments]
-    elif not options.quick and not names_a_part(arguments):
-        first = [*arguments, f"--ignore={LISTS}"]
-    results["pytest"] = run(title, pytest_command(sys.executable, first), environment)
+    title = "fast tests" if options.quick else "lessons and tests"
+    results["pytest"] = run(title, pytest_command(sys.executable, arguments), environment)
     if options.quick and (changed := changed_lessons()):
         print(f"changed and not run: make test ARGS=\"{' '.join(changed)}\"")
-    if options.all and not names_a_part(arguments):
-        results["lists of mistakes"] = run("lists of mistakes", pytest_command(sys.executable, [LISTS, *arguments]),
-                                           environment)
     if options.all:
         folders = sorted({path.parent.name for path in notebooks.lessons()})
         part = arguments if names_a_part(arguments) else [*arguments, *folders, *TRAINING]
