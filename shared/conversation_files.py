@@ -69,7 +69,7 @@ def _from_csv(text, known):
     try:
         for row in filter(any, rows):  # spreadsheets leave rows of empty cells
             if len(row) != len(names):
-                raise ValueError(f"line {rows.line_num} has {len(row)} columns, line 1 has {len(names)}; a text with "
+                raise ValueError(f"line {rows.line_num} has {len(row)} columns for {len(names)} headings; a text with "
                                  f"{separator!r} in it must stand in quotes")  # fmt: skip
             found.setdefault(row[thread], []).append({"role": _role(row[speaker], known), "content": row[said]})
     except csv.Error as error:
