@@ -1,9 +1,8 @@
-"""What a judge's `ask` may be: a server of a larger model, or a model of this course. Operation, not taught."""
+"""What a judge's `ask` may be: a server of a larger model. Operation, not taught."""
 
 import os
 
 from shared.data.network import Failed, ask_json
-from shared.generation import generate
 from shared.judge import Judge
 
 
@@ -31,17 +30,6 @@ def openai_compatible(model, url, key=None, timeout=120):
         body = {"model": model, "temperature": 0, "seed": 0, "messages": [{"role": "user", "content": prompt}]}
         return _post(f"{url.rstrip('/')}/chat/completions", body, timeout,
                      lambda reply: reply["choices"][0]["message"]["content"], headers)  # fmt: skip
-
-    return ask
-
-
-def in_process(model, tokenizer, max_new_tokens=80):
-    """The same for a GPTModel of this course, greedy. Small ones seldom give a verdict that can be read."""
-
-    def ask(prompt):
-        ids = tokenizer.encode_ordinary(prompt)[-max(1, model.config.context_length - max_new_tokens) :]
-        new = generate(model, [ids], max_new_tokens, eos_id=tokenizer.eot_token, n_vocab=tokenizer.n_vocab)
-        return tokenizer.decode(new[0, len(ids) :].tolist())
 
     return ask
 

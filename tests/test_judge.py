@@ -9,15 +9,11 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-import torch
 
 from shared import judge_servers as module
-from shared.gpt import GPTConfig
 from shared.judge import COMPARISON, RUBRIC, Judge, Judgement
-from shared.judge_servers import JudgeError, find_judge, in_process, ollama, openai_compatible
-from shared.tokenizer import BPETokenizer
+from shared.judge_servers import JudgeError, find_judge, ollama, openai_compatible
 from tests.local_server import LocalServer, go_direct
-from tests.test_attention_and_gpt import lively
 
 ENTRY = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 GOOD = '{"reason": "It is a colour.", "score": 4}'
@@ -609,29 +605,6 @@ def test_judgements_have_a_name(server, monkeypatch):
     monkeypatch.setenv("LLM_JUDGE_URL", server.address + "/v1")
     with pytest.raises(ValueError, match="LLM_JUDGE_MODEL must name the model"):
         find_judge()
-
-
-# --- a model of the course -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_new", [20, 70])
-def test_in_process_answers_though_the_prompt_is_longer_than_the_context(n_new):
-    tokenizer = BPETokenizer().train("a colour " * 50, 270).to_tiktoken("x")
-    model = lively(GPTConfig(tokenizer.n_vocab, 64, 32, 4, 1))
-    ask = in_process(model, tokenizer, n_new)
-    text = ask("Hello")
-    assert isinstance(text, str) and text == ask("Hello") and not text.startswith("Hello")
-    judgement = Judge(ask, "mine").score(ENTRY, "Red.")
-    assert judgement.score is None and judgement.reason
-
-
-def test_in_process_stays_within_the_tokenizer():
-    """A vocabulary filled up to a round number has ids that no text stands for."""
-    tokenizer = BPETokenizer().train("a colour " * 50, 270).to_tiktoken("x")
-    model = lively(GPTConfig(320, 64, 32, 4, 1, tie_weights=False))
-    with torch.no_grad():
-        model.head.weight[tokenizer.n_vocab :] *= 50  # the model likes those best
-    assert isinstance(in_process(model, tokenizer, 20)("Hello"), str)
 
 
 def test_two_processes_on_one_cache_lose_no_reply(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def chromium():
     with sync_playwright() as playwright:
         for choice in (*on_path, {}, {"channel": "chrome"}, {"channel": "msedge"}):
             try:
-                browser = playwright.chromium.launch(**choice)
+                browser = playwright.chromium.launch(args=["--disable-gpu"], **choice)
             except Error:
                 continue
             yield browser

@@ -37,7 +37,9 @@ def pytest_command(python, arguments):
 def shared_out(environment):
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     fair = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    return fair | environment | {"PYTHONUTF8": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    ours = {"PYTHONUTF8": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONDONTWRITEBYTECODE": ""}  # hundreds of processes: each would compile `shared` anew
+    return fair | environment | ours
 
 
 def without_network(environment, folder):
