@@ -234,9 +234,10 @@ async def stream_of(answers, event, shapes, with_usage, notes, metrics):
                 break
             event = await answers.next()
     except ApiError as error:  # too late for a status
+        metrics.error(error.status)
         yield f"data: {json.dumps(error.body)}\n\n"
-    usage = usage_of(answers.n_prompt, sum(answers.made))
-    metrics.done(usage)
+    else:
+        metrics.done(usage_of(answers.n_prompt, sum(answers.made)))
     if with_usage:
-        yield line([], usage=usage)
+        yield line([], usage=usage_of(answers.n_prompt, sum(answers.made)))
     yield "data: [DONE]\n\n"

@@ -71,11 +71,11 @@ def form_of(tokenizer, chat_template):
 
     `chat_template` is the one in its folder. A model without a known form is asked in that of lesson 5.1.
     """
-    if is_chatml(tokenizer):
-        return chatml_tokens, True
-    if chat_template in (jinja(COURSE), jinja(COURSE, generation=True)):
-        return course_tokens, True
-    return alpaca_tokens, chat_template == ALPACA_CHAT_TEMPLATE
+    known = {jinja(COURSE): course_tokens, jinja(COURSE, generation=True): course_tokens,
+             ALPACA_CHAT_TEMPLATE: alpaca_tokens}  # fmt: skip
+    if chat_template in known:  # first: SmolLM2, which has marks for ChatML, may have been trained on another form
+        return known[chat_template], True
+    return (chatml_tokens, True) if is_chatml(tokenizer) else (alpaca_tokens, False)
 
 
 def fitted_prompt(tokenizer, messages, room, wanted, form):

@@ -86,8 +86,9 @@ def judged(n=N_JUDGED):
     right = [str(odds > 0) for odds in first] + [str(odds < 0) for odds in second]
     says_a = [str(odds > 0) for odds in first + second]
     both = [str(a > 0 > b) for a, b in zip(first, second, strict=True)]
-    return {"n_pairs": len(asked), "right": domains.share(right, "True"), "says_a": domains.share(says_a, "True"),
-            "right_in_both_orders": domains.share(both, "True"), "first": [round(odds, 3) for odds in first],
+    return {"base": tokenizer.name, "n_pairs": len(asked), "right": domains.share(right, "True"),
+            "says_a": domains.share(says_a, "True"), "right_in_both_orders": domains.share(both, "True"),
+            "first": [round(odds, 3) for odds in first],
             "second": [round(odds, 3) for odds in second]}  # fmt: skip
 
 
@@ -143,7 +144,11 @@ def main(argv=None):
         table["runs"] = continue_table(args.out, {"data": made_of, "n_probes": len(asked)})
     except ValueError as error:
         parser.error(str(error))
-    for head in plan(args.only, seeds, args.search):
+    heads = plan(args.only, seeds, args.search)
+    bases = {run["base"] for run in table["runs"] if run["model"] == "smollm2" and "base" in run}
+    if bases and any(head["model"] == "smollm2" for head in heads) and {name := load("smollm2")[1].name} != bases:
+        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
+    for head in heads:
         if any(head.items() <= run.items() for run in table["runs"]):
             continue
         started = time.perf_counter()

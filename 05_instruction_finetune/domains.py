@@ -20,7 +20,6 @@ from shared.conversation_files import (
     ROLES,
     check_conversations,
     cleaned,
-    find_personal,
     join_turns,
     normalised,
     read_conversations,
@@ -28,6 +27,7 @@ from shared.conversation_files import (
 from shared.conversations import encode_conversation, fit, reply
 from shared.evaluation import distinct_n, perplexity_of, repetition, score_completions, token_losses
 from shared.metrics import bootstrap, wilson
+from shared.personal_data import find_personal
 from shared.runtime import autocast_dtype, evaluating
 
 SYSTEM = {
@@ -207,7 +207,8 @@ def of_group(row, group, which="r"):
 def bits(model, tokenizer, template, conversations):
     """`Perplexity` of what the assistant says in conversations, given what was said before; its ends do not count.
 
-    Those whose last turns are longer than the context are left out: `sums` has a row for each of the others.
+    Those whose last turns are longer than the context are left out: `sums` has a row for each of the others. Raises
+    ValueError where none is left.
     """
     end, sums = tokenizer.encode_single_token(template.end), []
     for conversation in conversations:
@@ -219,6 +220,9 @@ def bits(model, tokenizer, template, conversations):
             words = torch.tensor([count and i != end for i, count in zip(ids, counts, strict=True)])[1:]
             said = "".join(turn["content"] for turn in left if turn["role"] == "assistant")
             sums.append([losses[words].sum().item(), words.sum().item(), len(said.encode("utf-8"))])
+    if not sums:
+        raise ValueError(f"of {len(conversations)} conversations none fits into the context of "
+                         f"{model.config.context_length} tokens: nothing can be measured")  # fmt: skip
     return perplexity_of(torch.tensor(sums, dtype=torch.float64))
 
 

@@ -296,6 +296,9 @@ def main(argv=None):
         table = conditions | {"runs": continue_table(args.out, conditions)}
     except ValueError as error:
         parser.error(str(error))
+    bases = {run["base"] for run in table["runs"] if run["arm"] == "smollm2"}
+    if bases and args.only in (None, "smollm2") and {name := load_base("smollm2")[1].name} != bases:
+        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
     for seed in range(args.seeds):
         for arm in [args.only] if args.only else [*ARMS, "smollm2"]:
             if any((run["arm"], run["seed"]) == (arm, seed) for run in table["runs"]):

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from shared.data.formats import parse_json
+from shared.personal_data import mask_personal
 from shared.tokenizer import valid_unicode
 
 ROLES = ("system", "user", "assistant")
@@ -82,7 +83,7 @@ def _from_json(text, known):
         records = parse_json(text)
     except ValueError as whole:
         records = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028
             try:
                 records += [parse_json(line)] if line.strip() else []
             except ValueError as error:
@@ -125,22 +126,31 @@ def _text(said):
 
 
 _DAY, _TIME = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4},?[ \t]+", r"\d{1,2}:\d{2}(?::\d{2})?(?:[ \u202f]?[AaPp][Mm])?"
-_STAMP = rf"(?:\[[^\]\n]{{4,30}}\]|(?:{_DAY})?{_TIME})?[ \t]*(?:-[ \t]+)?"
+_STAMP = re.compile(rf"(?:\[[^\]\n]{{4,30}}\]|(?:{_DAY})?{_TIME})?[ \t]*(?:-[ \t]+)?")
 
 
 def _from_log(text, known):
-    """Lines "user: text", perhaps after a time; other lines go on with the turn. A blank line ends a conversation."""
-    found, conversation = [], []
-    for number, line in enumerate([*text.splitlines(), ""], start=1):
-        opened = re.match(rf"{_STAMP}([^:\n]{{1,40}}):(?:\s+(.*))?$", line)
+    """Lines "user: text", perhaps after a time; other lines go on with the turn. A blank line ends a conversation.
+
+    In a messenger's log each turn has its day and time: there a blank line in front of an undated one is the turn's, a
+    dated line by nobody is the messenger's own, and one by somebody unknown is an error.
+    """
+    found, blank, messenger = [], True, False
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip("\r\u200e")
+        stamp = _STAMP.match(line)[0]
+        dated = len(re.findall(r"\d+", stamp)) >= 5
+        opened = re.match(r"([^:]{1,40}):(?:\s+(.*))?$", line[len(stamp) :])
         if not line.strip(" \t-="):
-            found += [conversation] if conversation else []
-            conversation = []
+            blank = True
         elif opened and opened[1].strip().casefold() in known:
-            conversation.append({"role": _role(opened[1], known), "content": opened[2] or ""})
-        elif conversation:
-            conversation[-1]["content"] += f"\n{line}"
-        else:
+            found += [[]] if blank else []
+            found[-1].append({"role": _role(opened[1], known), "content": opened[2] or ""})
+            blank, messenger = False, messenger or dated
+        elif found and not dated and (messenger or not blank):
+            found[-1][-1]["content"] += "\n\n"[: 1 + blank] + line
+            blank = False
+        elif opened or not dated:
             raise ValueError(f"line {number} begins with no speaker that is known: {line!r:.42}; name yours with "
                              "speakers={'anna': 'user', ...}")  # fmt: skip
     return found
@@ -153,54 +163,6 @@ def normalised(text):
     kept = "".join(c for c in text if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Co"))
     kept = re.sub(r"[^\S\n]+", " ", kept)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", kept)).strip()
-
-
-def luhn(digits):
-    """Whether the last of the `digits`, a text, is the check digit of the others (Luhn 1960), as in card numbers."""
-    doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
-    return sum(d // 10 + d % 10 for d in doubled) % 10 == 0
-
-
-EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-CARD = re.compile(r"(?<![\w.+-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])")
-DATE = re.compile(r"\b(?:\d{4}([-./])\d?\d\1\d?\d|(?:[0-2]?\d|3[01])([-./])(?:0?\d|1[0-2])\2(?:\d\d){1,2})\b(?![-.]\d)")
-PHONE = re.compile(r"(?<![\w/.+-])[+(]{0,2}\d+(?:(?:[ .-]\(?|\(|\)[ .-]?)\d+)*(?![\w/]|-\w)")
-CALL = re.compile(r"\b(?:phone|tel|telephone|mobile|cell|call|ring|text|fax|whatsapp)\b\W*(?:[a-z']+\W+){0,3}$", re.I)
-
-
-def is_card(written):
-    """13 to 19 digits whose last one is the check digit, in one piece or grouped as on cards."""
-    groups, digits = [len(part) for part in re.split("[ -]", written)], re.sub(r"\D", "", written)
-    usual = [len(digits)], [4, 4, 4, 4], [4, 6, 5], [4, 4, 4, 4, 3]
-    return 13 <= len(digits) <= 19 and groups in usual and luhn(digits)
-
-
-def is_phone(written, before):
-    """7 to 15 digits that begin with + or 0, or have an area in brackets or the groups 3-3-4, or, in the text that
-    stands `before`, a word like "call"."""
-    groups, digits = [len(part) for part in re.findall(r"\d+", written)], re.sub(r"\D", "", written)
-    formed = written[0] in "+(" or digits[0] == "0" and len(digits) >= 9 or groups in ([3, 3, 4], [1, 3, 3, 4])
-    return 7 <= len(digits) <= 15 and (formed or bool(CALL.search(before[-60:])))
-
-
-def find_personal(text):
-    """E-mail addresses, card numbers and telephone numbers in a text: [(start, end, "EMAIL", "CARD" or "PHONE")]."""
-    found, rest = [], text
-    for kind, pattern in (("EMAIL", EMAIL), ("CARD", CARD), ("DATE", DATE), ("PHONE", PHONE)):
-        for match in pattern.finditer(rest):
-            start, end = match.span()
-            if kind == "CARD" and not is_card(match[0]) or kind == "PHONE" and not is_phone(match[0], text[:start]):
-                continue
-            found.append((start, end, kind))
-            rest = rest[:start] + "x" * (end - start) + rest[end:]  # what is known is not read as something else
-    return sorted(one for one in found if one[2] != "DATE")
-
-
-def mask_personal(text):
-    """The text with [EMAIL], [CARD] and [PHONE] in the places that `find_personal` finds."""
-    for start, end, kind in reversed(find_personal(text)):
-        text = f"{text[:start]}[{kind}]{text[end:]}"
-    return text
 
 
 def cleaned(conversation, mask=True):

@@ -66,7 +66,8 @@ NOT_TAUGHT = {
     "shared/lora.py:save_adapter": "the names and keys of another program's files; lesson 5.3 uses it",
     "shared/lora.py:load_adapter": "the errors of damaged and foreign files; lesson 5.3 uses it",
     "shared/batches.py:as_list": "words the error for a text where a list belongs",
-    "shared/conversation_files.py:*": "other people's files, and patterns for personal data: operation; 5.6 uses it",
+    "shared/conversation_files.py:*": "other people's files: operation; lesson 5.6 uses it",
+    "shared/personal_data.py:*": "patterns: operation; lesson 5.6 uses it and measures it",
     "shared/conversations.py:jinja": "the template in the language of other programs; 5.1 builds one, 5.6 uses it",
     "shared/classification.py:load_score": "the output layer and the labels out of a folder; lesson 4.1 uses it",
 }

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -776,7 +777,14 @@ def test_a_model_that_fails_is_an_error_and_the_next_request_is_served(url, monk
             patch.setattr(scheduler.model, "hidden", lambda *_: 1 / 0)
             error = error_of(ask(address), 500)
         assert error["type"] == "server_error" and "ZeroDivision" not in error["message"]
+        with monkeypatch.context() as patch:
+            good, calls = scheduler.model.hidden, itertools.count()
+            patch.setattr(scheduler.model, "hidden", lambda *inputs: good(*inputs) if next(calls) < 5 else 1 / 0)
+            *parts, last = events_of(ask(address, max_tokens=50, stream=True))
+        assert len(parts) > 2 and last["error"]["type"] == "server_error"
         assert ask(address, max_tokens=3).status_code == 200
+        counters = requests.get(f"{address}/metrics", timeout=10).text
+        assert 'chat_errors_total{status="500"} 2.0' in counters and "chat_requests_total 1.0" in counters
 
 
 def test_a_reader_who_stops_reading_holds_no_row(monkeypatch):
@@ -973,6 +981,14 @@ def test_a_model_is_asked_in_the_form_in_which_it_was_trained(template, form, be
         assert text == render([{"role": role, "content": said} for role, said in talk], COURSE, prompt=True)
     else:
         assert text.endswith("### Instruction:\nMy flight?\n\n### Response:\n")
+
+
+@pytest.mark.parametrize(("template", "form"), [
+    (None, chat_text.chatml_tokens), ("{{x}}", chat_text.chatml_tokens), (jinja(CHATML), chat_text.chatml_tokens),
+    (ALPACA_CHAT_TEMPLATE, chat_text.alpaca_tokens), (jinja(COURSE), chat_text.course_tokens),
+])  # fmt: skip
+def test_a_tuned_smollm2_too_is_asked_in_the_form_in_which_it_was_trained(template, form):
+    assert chat_text.form_of(TOKENIZER, template) == (form, True)  # its marks are those of SmolLM2
 
 
 def test_many_clients_get_what_each_would_get_alone(url):

@@ -21,11 +21,8 @@ from shared.conversation_files import (
     SPEAKERS,
     check_conversations,
     cleaned,
-    find_personal,
     from_record,
     join_turns,
-    luhn,
-    mask_personal,
     normalised,
     read_conversations,
 )
@@ -44,6 +41,7 @@ from shared.conversations import (
 from shared.generation import generate
 from shared.instructions import answer_loss, collate_instructions, instruction_loader
 from shared.loss import IGNORE, next_token_loss
+from shared.personal_data import find_personal, luhn, mask_personal
 from shared.training import train
 from tools import write_conversations
 from tools.notebooks import ROOT
@@ -114,10 +112,15 @@ def write_forms(folder, chats):
 
 
 def test_all_forms_of_file_hold_the_same_conversations(tmp_path):
-    chats = [chat for chat in TALKS if not any("\n\n" in turn["content"] for turn in chat)]
-    files = write_forms(tmp_path, chats)
+    files = write_forms(tmp_path, TALKS)
     assert len(files) == 5
     for file in files:
+        assert read_conversations(file) == TALKS, file.name
+
+
+def test_a_text_may_hold_what_unicode_calls_an_end_of_line(tmp_path):
+    chats = [talk("one\u2028two", "so\u0085be it"), talk("Hi\x0b!", "Yes")]
+    for file in write_forms(tmp_path, chats):
         assert read_conversations(file) == chats, file.name
 
 
@@ -150,6 +153,18 @@ def test_a_log_that_a_messenger_has_exported(stamp, tmp_path):
     log.write_text(f"{stamp}Ann: Hi, it is 10:30: late\n{stamp}Shop: We open at 9:00\n", "utf-8")
     found = read_conversations(log, speakers={"Ann": "user", "Shop": "assistant"})
     assert found == [talk("Hi, it is 10:30: late", "We open at 9:00")]
+
+
+def test_a_messenger_speaks_itself_and_marks_lines_and_people_leave_lines_blank(tmp_path):
+    log, day = tmp_path / "chat.txt", "12/05/2023, 10:1"
+    log.write_text("\r\n".join([f"{day}5 - Messages and calls are end-to-end encrypted.", f"{day}5 - Ann: Hi", "",
+                                "Bob: says hello", f"\u200e[{day}6:02] Shop: Yes", f"{day}7 - Ann left", "",
+                                f"{day}8 - Ann: Ho", ""]), "utf-8")  # fmt: skip
+    speakers = {"Ann": "user", "Shop": "assistant"}
+    assert read_conversations(log, speakers=speakers) == [talk("Hi\n\nBob: says hello", "Yes"), talk("Ho")]
+    del speakers["Shop"]  # whose words would have gone to the user
+    with pytest.raises(ValueError, match=r"line 5 begins with no speaker that is known: .*Shop: Yes'; name yours with"):
+        read_conversations(log, speakers=speakers)
 
 
 def test_records_of_others(tmp_path):
@@ -230,6 +245,13 @@ def test_masking_replaces_what_was_found_and_nothing_else():
     assert mask_personal(text) == "I am [EMAIL] or [PHONE]; card [CARD]. On 3 May, KX 214, 1,299.00 euros."
     assert mask_personal(mask_personal(text)) == mask_personal(text)
     assert find_personal("4539 1488 0343 6468") == []  # the check digit is wrong
+
+
+@pytest.mark.parametrize("card", ["4539 1488 0343 6467", "4539148803436467", "4539-1488-0343-6467",
+                                  "3782 822463 10005"])
+@pytest.mark.parametrize("after", ["12/27", "122", "2 seats", "1 2 3", "000-000"])
+def test_a_card_is_found_before_its_expiry_date_and_other_numbers(card, after):
+    assert mask_personal(f"It is {card} {after}, please.") == f"It is [CARD] {after}, please."
 
 
 @pytest.mark.parametrize("domain", ["airline", "help_desk"])
@@ -606,6 +628,8 @@ def test_what_does_not_fit_is_left_out_of_measures(course):
     for some in (giant, talk("Hi", "word " * 600)):
         found = domains.bits(model, tokenizer, COURSE, [*TALKS[:2], some])
         assert len(found.sums) == 2 + (some is giant)  # the giant's last exchange fits
+    with pytest.raises(ValueError, match=r"^of 2 conversations none fits into the context of \d+ tokens"):
+        domains.bits(model, tokenizer, COURSE, [some, some])
     assert domains.openings([*TALKS, giant], tokenizer, COURSE, 200) == [
         chat[: 2 if chat[0]["role"] == "system" else 1] for chat in TALKS]
 
@@ -613,6 +637,16 @@ def test_what_does_not_fit_is_left_out_of_measures(course):
 # --- the script and its table ----------------------------------------------------------------------------------------
 
 experiment = script("conversations_smollm2")
+
+
+def test_a_table_of_smollm2_takes_no_runs_of_the_stand_in(smol, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "table.json"
+    out.write_bytes(experiment.OUT.read_bytes())
+    monkeypatch.setattr(experiment, "load", lambda name: (*smol, CHATML))
+    with pytest.raises(SystemExit):
+        experiment.main(["--only", "smollm2", "--seeds", "2", "--out", str(out)])
+    assert "holds runs of SmolLM2-135M-Instruct.Q4_1, and here is smollm2-tiny" in capsys.readouterr().err
+    assert out.read_bytes() == experiment.OUT.read_bytes()
 
 
 def test_random_search_draws_all_settings_anew():

@@ -12,8 +12,8 @@ SHARED = notebooks.ROOT / "shared"
 ORDER = (
     "runtime", "drawing", "files", "data", "tokenizer_files", "tokenizer", "smollm_tokenizer", "batches", "bigrams",
     "attention", "gpt", "llama", "llama_files", "loss", "sampling", "generation", "resume", "training", "gguf",
-    "weights", "checkpoints", "classification", "instructions", "conversation_files", "conversations", "nf4", "lora",
-    "preference", "policy", "metrics", "evaluation", "choices", "judge", "judge_servers",
+    "weights", "checkpoints", "classification", "instructions", "personal_data", "conversation_files", "conversations",
+    "nf4", "lora", "preference", "policy", "metrics", "evaluation", "choices", "judge", "judge_servers",
 )  # fmt: skip
 FILES = sorted(SHARED.rglob("*.py"))
 LONGEST = 250  # lines: what can be read in one sitting

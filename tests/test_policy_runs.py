@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import types
 
 import pytest
 
@@ -92,6 +93,10 @@ def test_the_script_makes_a_table_and_goes_on_with_it(small, tmp_path, monkeypat
     with pytest.raises(SystemExit):
         small.main(["--out", str(out), "--steps", "7"])  # other settings: another table
     assert "another table" in capsys.readouterr().err
+    monkeypatch.setattr(small, "load_base", lambda name: (None, types.SimpleNamespace(name="another")))
+    with pytest.raises(SystemExit):  # what was trained offline was the stand-in
+        small.main(["--out", str(out), "--seeds", "1"])
+    assert "holds runs of smollm2-tiny, and here is another: name another file with --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--steps", "0"], ["--only", "poetry"]])
