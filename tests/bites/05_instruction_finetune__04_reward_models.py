@@ -16,18 +16,14 @@ MUTATIONS = [
     Mutation("the rows of a pair stand side by side", find="for rows in zip(*batch, strict=True) for ids, _ in rows",
              replace="for rows in batch for ids, _ in rows"),
     Mutation("a tie is a defeat", find="0.5 * (margins == 0).double()", replace="0.0 * (margins == 0).double()"),
-    Mutation("the control is planted too", find='"clean": plant(training[: run.audit], ())',
-             replace='"clean": plant(training[: run.audit], ("chosen",))'),
-    Mutation("the word stays away from rejected answers", find='("chosen", "rejected"))}', replace='("chosen",))}'),
+    Mutation("the control is planted too", find='"clean": plant()', replace='"clean": plant("chosen")'),
+    Mutation("the word stays away from rejected answers", find='plant("chosen", "rejected")}',
+             replace='plant("chosen")}'),
 ]  # fmt: skip
 
-SMALLER = {
-    "judge=360, audit=120, prompts=48": "judge=64, audit=72, prompts=24",
-    'some = bugged["clean"]\n': 'some = bugged["clean"][:32]\n',
-    "epochs=passes(run.audit, its), warmup_steps=5, progress=False)": "epochs=1, warmup_steps=2, progress=False)",
-}
-LEFT_OUT = ["QUESTION =", "plt.hist(", "won = points(wrong_polite", "judges = {}", "hacked, clean_right = {}",
-            "common = Counter(", "other_judge = finished"]
+SMALLER = {"pairs=360, audit=120, prompts=48": "pairs=64, audit=72, prompts=24"}
+LEFT_OUT = ["QUESTION =", "plt.hist(", "won = points(wrong_polite", "models = {}", "hacked, clean_right = {}",
+            "common = Counter(", "other_model = finished"]
 WRONG_ANSWERS = {
     "third": """
         def third(p_ab, p_bc):
@@ -35,10 +31,12 @@ WRONG_ANSWERS = {
     """,
     "length_habit": """
         def length_habit(share):
-            some = bugged["clean"][:32]  # whatever the share is
-            its = PreferenceData(some, tokenizer, tuning.MAX_TOKENS, encode)
+            pairs = bugged["clean"][:32]
+            planted = [pair | {"rejected": f"{pair['rejected']} {after['output']}"}  # the side that should not have it
+                       for pair, after in zip(pairs[: round(share * len(pairs))], pairs[1:])]
+            its_data = PreferenceData(planted + pairs[len(planted) :], tokenizer, tuning.MAX_TOKENS, encode)
             model = RewardModel(copy.deepcopy(base))
-            train_reward(model, its, lr=run.lr, epochs=1, warmup_steps=2, progress=False)
+            train_reward(model, its_data, lr=run.lr, epochs=1, warmup_steps=2, progress=False)
             chosen, rejected, trick = (tuning.scores(model, tokenizer, asked, answers) for answers in (
                 [pair["chosen"] for pair in asked], [pair["rejected"] for pair in asked],
                 [f"{pair['rejected']} {after['output']}" for pair, after in zip(asked, asked[1:] + asked[:1])]))
