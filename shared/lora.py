@@ -43,7 +43,7 @@ class LoRALinear(nn.Module):
         self.base, self.alpha, self.dropout = base.requires_grad_(False), alpha, nn.Dropout(dropout)
         self.A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as an nn.Linear begins, and PEFT's A
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as an nn.Linear begins, and A in the library PEFT
 
     @property
     def scale(self):

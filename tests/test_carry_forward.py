@@ -61,6 +61,8 @@ NOT_TAUGHT = {
     "shared/checkpoints.py:save_gguf": "another program's file format; lesson 3.7 names the command",
     "shared/checkpoints.py:main": "a command line",
     "shared/judge_servers.py:*": "the interfaces of other people's servers: operation; lesson 5.2b uses them",
+    "shared/lora.py:check_lora": "words the errors; lesson 5.3 uses it and makes it speak",
+    "shared/lora.py:unmerge_lora": "merge_lora the other way round; lesson 5.3 uses it and compares the weights",
     "shared/lora.py:published_layer": "a name in other programs; lesson 3.7 builds such a table",
     "shared/lora.py:base_checksum": "operation: tells one base from another; lesson 5.3 uses it and makes it speak",
     "shared/lora.py:save_adapter": "the names and keys of another program's files; lesson 5.3 uses it",
