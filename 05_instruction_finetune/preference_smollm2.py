@@ -1,7 +1,7 @@
 """What does preference tuning change, and when does it ruin the text? The course's assistant and SmolLM2.
 
     python 05_instruction_finetune/preference_smollm2.py                    # the course base: six arms, three seeds
-    python 05_instruction_finetune/preference_smollm2.py --model smollm2    # SmolLM2: three arms, three seeds
+    python 05_instruction_finetune/preference_smollm2.py --model smollm2    # SmolLM2: four arms, three seeds
 
 Each arm starts from one model, is trained on pairs of a polite and a less polite answer, and answers held-out prompts.
 Writes preference_smollm2.json beside this file (or --out FILE) after each run; the same command goes on where it
@@ -64,6 +64,7 @@ ARMS = {
         "small steps": {"lr": 1e-4},
         "large steps": {"lr": 1e-3},
         "large steps + NLL": {"lr": 1e-3, "nll": 1.0},
+        "NLL alone": {"lr": 1e-3, "nll": 1.0, "beta": 1e-6},
     },
 }
 PAIRS = {"course_base": 160, "smollm2": 100}  # that a run trains on

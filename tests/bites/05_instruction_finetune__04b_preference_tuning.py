@@ -27,9 +27,8 @@ SMALLER = {
     "tokenizer, training[:560], epochs=passes(560, training)": "tokenizer, training[:160], epochs=1",
 }
 LEFT_OUT = ["tuned = copy.deepcopy(assistant)", "train_dpo(pushed, dpo_pairs", "plt.scatter(",
-            "kept_whole = copy.deepcopy", "def arm_lines(", "def paired(", '"NLL alone")\n', "plt.axhline(0.5",
-            'STAGES = [("smollm2"', "told = ", "found = rewards(judge", "old, small = look(",
-            'old["answers"], small["answers"]']
+            "kept_whole = copy.deepcopy", "def show_arms(", "def paired(", "plt.axhline(0.5", 'show_arms("smollm2")',
+            "told = ", "found = rewards(judge", "old, small = look("]
 WRONG_ANSWERS = {
     "pair_weights": """
         def pair_weights(policy, reference, beta):
@@ -39,8 +38,8 @@ WRONG_ANSWERS = {
     "after_training": """
         def after_training(beta):
             copied = copy.deepcopy(assistant)
-            train_dpo(copied, few_pairs, reference[:32], beta=0.1, lr=run.large, warmup_steps=2, progress=False)
-            change = pair_log_probs(copied, held_here) - before  # whatever beta was
-            return change.abs().mean().item(), win_share(change[:, 0] - change[:, 1])
+            train_dpo(copied, few_pairs, few_reference, beta=beta, lr=run.large, warmup_steps=2, progress=False)
+            earned = implicit_rewards(pair_log_probs(copied, held_here), before, beta)  # beta is still in them
+            return copied, earned.abs().mean().item(), win_share(earned[:, 0] - earned[:, 1])
     """,
 }
