@@ -108,7 +108,7 @@ def main(argv=None):
         parser.error(f"--seeds is {args.seeds} (at least 0), --entries {args.entries} (at least 1)")
     training, narrow_training, narrow, ten, about = parts(args.entries)
     settings, encode = SETTINGS[args.model], encode_chat if args.model == "smollm2" else encode_entry
-    table = {"data": about, "ten": [{k: one[k] for k in ("instruction", "input", "output")} for one in ten], "runs": []}
+    table = {"data": about, "ten": [{k: one[k] for k in ("instruction", "input")} for one in ten], "runs": []}
     try:
         table["runs"] = continue_table(args.out, {"data": about})
     except ValueError as error:

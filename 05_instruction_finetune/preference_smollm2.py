@@ -236,7 +236,8 @@ def main(argv=None):
         row |= {"train_seconds": round(time.perf_counter() - start, 1)}
         row |= measure(model, tokenizer, encode, prompts, pairs, before, reference, judge)
         rows.append(row)
-        write_table(args.out, {"data": about, "prompts": held_out[: max(PROMPTS.values())], "runs": rows})
+        shown = [{k: pair[k] for k in ("instruction", "input")} for pair in held_out[:10]]  # those of "ten"
+        write_table(args.out, {"data": about, "prompts": shown, "runs": rows})
         print(f"{head['arm'] or 'before'}, seed {head['seed']}: margins right {win_share(row['margins']):.2f}, chosen "
               f"{sum(row['chosen']) / len(row['chosen']):+.1f}, polite {sum(row['manners'])}, loops "
               f"{sum(row['loops'])} of {len(prompts)} ({row['train_seconds']} + {row['measure_seconds']} s)",
