@@ -68,6 +68,7 @@ MUTATIONS = [
 ]
 
 SMALLER = {"steps=14, n_prompts=6": "steps=8, n_prompts=5"}
+LEFT_OUT = ["ends = {name: learn(", 'plot_runs(["dots", "dots, length"']
 WRONG_ANSWERS = {
     "gradients": """
         def gradients(draws, rewards):  # with the mean of all, the answer's own reward included
