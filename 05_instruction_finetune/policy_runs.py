@@ -5,9 +5,9 @@
 
 Writes policy_runs.json beside this file (or --out FILE) after each run; the same command goes on where it stopped. The
 course base continues 48 openings of sentences for a reward, with and without KL, with and without a baseline, shared
-among equal answers, and for a reward model that learned from comparisons; SmolLM2 answers questions briefly. A row
-holds what each step of the run saw, and what the model wrote to held-out prompts before and after. A seed decides the
-draws.
+among equal answers, with a fixed length in the loss, and for a reward model that learned from comparisons; SmolLM2
+answers questions briefly. A row holds what each step of the run saw, and what the model wrote to held-out prompts
+before and after. A seed decides the draws.
 """
 
 import argparse
@@ -53,7 +53,7 @@ SMOL = {"steps": 10, "n_prompts": 4, "n": 6, "max_new_tokens": 24, "lr": 1e-4, "
 # the reward, and the settings that differ, of each run on the course base; "judge" is the reward model
 ARMS = {
     "dots": ("ends_soon", {"beta": 0.0}), "dots, KL": ("ends_soon", {"beta": 0.2}),
-    "dots, variety": ("various", {"beta": 0.0}),
+    "dots, variety": ("various", {"beta": 0.0}), "dots, length": ("ends_soon", {"beta": 0.0, "length": 20}),
     "sentence": ("short_sentence", {"beta": 0.1}), "sentence, no KL": ("short_sentence", {"beta": 0.0}),
     "sentence, no baseline": ("short_sentence", {"beta": 0.1, "advantages": "none"}),
     "judge, no KL": ("judge", {"beta": 0.0}), "judge": ("judge", {"beta": 0.1}),

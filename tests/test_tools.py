@@ -336,11 +336,15 @@ def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
                               "<details><summary>Hint</summary>\n\nLook *there*.\n</details>\n\nAfter it."),
         folded("Set-up: finds it (the same; double-click to open)", "a_set_up", "setup"),
         folded("Drawing: a < b (double-click to open)", "a_drawing", "drawing"),
-        folded("Solution 1.1.1 (double-click to open)", "a_solution", "solution"), nbf.new_code_cell("plain")])
+        folded("Solution 1.1.1 (double-click to open)", "a_solution", "solution"), nbf.new_code_cell("plain"),
+        folded("Finished code: a loop (double-click to open)", "a_loop")])
+    notebook.cells[-1].source = "# -> shared/x.py\n" + notebook.cells[-1].source
     page = pages.notebook_page(notebook, tmp_path / "x.ipynb")
     assert "<title>1.1 Toy</title>" in page and 'href="../index.html"' in page
     inside = re.findall(r'<details class="folded"><summary>(.*?)</summary>(.*?)</details>', page, re.DOTALL)
-    assert [title for title, _ in inside] == ["Set-up: finds it (the same)", "Drawing: a &lt; b", "Solution 1.1.1"]
+    assert [title for title, _ in inside] == ["Set-up: finds it (the same)", "Drawing: a &lt; b", "Solution 1.1.1",
+                                             "Finished code: a loop"]
+    assert "shared/x.py" in inside[3][1]
     for code, (_, hidden), whole in zip(("a_set_up", "a_drawing", "a_solution"), inside, (False, False, True)):
         assert code in hidden and (f"printed by {code}" in hidden) == whole and f"printed by {code}" in page
     assert re.search(r"<summary>Hint</summary>\s*<p>Look <em>there</em>.</p>\s*</details>\s*<p>After it", page)

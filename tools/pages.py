@@ -86,7 +86,9 @@ def notebook_page(notebook, path):
             source = COLAB_BADGE.sub(r"\1", cell.source).replace(ALL_LESSONS, "../index.html")
             cell.source = LESSON_LINK.sub(r"\1.html\2)", source)
         elif cell.metadata.get("jupyter", {}).get("source_hidden"):
-            title, _, cell.source = cell.source.partition("\n")
+            lines = cell.source.split("\n")
+            title = lines.pop(lines[0].startswith("# -> "))  # finished code bears its mark above its title
+            cell.source = "\n".join(lines)
             what = "cell" if "solution" in notebooks.tags(cell) else "code"  # a solution hides its output too
             cell.metadata[f"folded_{what}"] = FORM.sub("", title)
     name = notebooks.title_in(notebook)

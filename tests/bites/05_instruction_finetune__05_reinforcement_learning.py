@@ -39,6 +39,16 @@ MUTATIONS = [
         replace="drawn = log_probs.gather(1, tokens[:, :-1][mask][:, None])[:, 0]",
     ),
     Mutation(
+        "the step of ten lines makes worse answers likelier",
+        find="policy_loss(new, drawn.log_probs, drawn.log_probs, better, drawn.mask)",
+        replace="policy_loss(new, drawn.log_probs, drawn.log_probs, -better, drawn.mask)",
+    ),
+    Mutation(
+        "another temperature than the one of the draws, by a little",
+        find=".float().log_softmax(dim=-1)  # [M, V]",
+        replace=".float().div(1.002).log_softmax(dim=-1)  # [M, V]",
+    ),
+    Mutation(
         "the mask begins one token late",
         find="row[len(before) - 1 : len(before) - 1 + len(new)] = True",
         replace="row[len(before) : len(before) + len(new)] = True",
@@ -58,12 +68,8 @@ MUTATIONS = [
 ]
 
 SMALLER = {"steps=14, n_prompts=6": "steps=8, n_prompts=5"}
-LEFT_OUT = ["tests = [i for i in range(96, 128)", "k = torch.arange(9)"]
+LEFT_OUT = ["ends = {name: learn(", 'plot_runs(["dots", "dots, length"']
 WRONG_ANSWERS = {
-    "leave_one_out": """
-        def leave_one_out(rewards):
-            return rewards - rewards.mean(dim=1, keepdim=True)  # the mean of all, its own included
-    """,
     "gradients": """
         def gradients(draws, rewards):  # with the mean of all, the answer's own reward included
             S, P, G = draws.shape
