@@ -431,6 +431,17 @@ def test_save_keeps_a_maintainers_own_chats_out_of_lesson_5_6(tmp_path, monkeypa
     assert path.read_bytes() == before
 
 
+def test_save_keeps_a_model_of_ones_own_chats_out_of_lesson_5_8(tmp_path, monkeypatch):
+    path = make_notebook(tmp_path / "01_toy/08_chat_service.ipynb", GOOD)
+    before = path.read_bytes()
+    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(save, "sample_data", list)
+    (tmp_path / "data/course_base-my_chats").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="course_base-my_chats is a model trained on chats of your own"):
+        save.main(["--no-venv", str(path)])
+    assert path.read_bytes() == before
+
+
 def test_sample_data_names_what_is_not_real(monkeypatch, tmp_path):
     monkeypatch.delenv("LLM_MIRROR", raising=False)
     monkeypatch.setenv("LLM_OFFLINE", "1")

@@ -60,7 +60,7 @@ def main(arguments=None):
             parser.error(f"there is no {path}")
     setup.enter("tools.save", [str(Path(a).resolve()) if a.endswith(".ipynb") else a for a in arguments])
 
-    from shared.data.places import own_chats
+    from shared.data.places import data_dir, own_chats
     from tools import notebooks
 
     os.environ.pop("LLM_TEXT", None)
@@ -72,6 +72,10 @@ def main(arguments=None):
     if (own := own_chats()) and any(path.name == "06_conversations.ipynb" for path in paths):
         raise SystemExit(f"not saved: {own[0].parent} holds chats of your own, and lesson 5.6 would print them "
                          "into the notebook. Move the folder away first.")
+    own = sorted(data_dir().glob("*-my_chats"))
+    if own and any(path.name == "08_chat_service.ipynb" for path in paths):
+        raise SystemExit(f"not saved: {own[0]} is a model trained on chats of your own, and lesson 5.8 would let it "
+                         "speak in the notebook. Move the folder away first.")
     failed = 0
     for path in paths:
         if found := save(path):

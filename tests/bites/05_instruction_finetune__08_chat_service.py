@@ -25,6 +25,8 @@ MUTATIONS = [
              replace="for work in (in_the_loop, in_the_loop)"),
     Mutation("the route streams another token", find="queue.put_nowait, token)",
              replace="queue.put_nowait, token and 1)"),
+    Mutation("each token has a stream of its own", find="in stream.feed(i)",
+             replace="in chat_text.TextStream(small_tokenizer).feed(i)"),
     Mutation("nobody cancels when the client hangs up", find="        work.cancel()", replace="        pass"),
     Mutation("the request draws its tokens", find="\"temperature\": 0} | more", replace="\"temperature\": 2.0} | more"),
     Mutation("probabilities of another question", find="[prompt_of(messages[0][\"content\"])]",
@@ -38,6 +40,7 @@ SMALLER = {
     "generate(small, [callers[0].prompt], 200)": "generate(small, [callers[0].prompt], 100)",
     "in tokens_of(callers[0].prompt, 200)": "in tokens_of(callers[0].prompt, 100)",
     "post_say(200)": "post_say(80)",
+    "folder := chat.newest_chat_model()": "folder := None",
     "N_TOKENS = 30": "N_TOKENS = 5",
     "[crowd(1) for _ in range(3)], \"at once\": [crowd(16) for _ in range(3)]":
         "[crowd(1) for _ in range(1)], \"at once\": [crowd(16) for _ in range(1)]",
