@@ -31,6 +31,7 @@ from shared.conversations import CHATML, COURSE, ConversationData, check_masks  
 from shared.files import command_line, continue_table, sha256_of, write_table  # noqa: E402
 from shared.instructions import instruction_loader  # noqa: E402
 from shared.judge import by_letter  # noqa: E402
+from shared.lora import apply_lora, merge_lora  # noqa: E402
 from shared.runtime import get_device, made_on, seed_everything  # noqa: E402
 
 OUT = Path(__file__).with_name("conversations_smollm2.json")
@@ -54,8 +55,6 @@ def fine_tune(model, tokenizer, template, training, settings, seed):
     items = ConversationData(training, tokenizer, settings["max_tokens"], template)
     check_masks(items, tokenizer, template)
     if settings["rank"]:
-        from shared.lora import apply_lora, merge_lora
-
         apply_lora(model, settings["rank"], 2 * settings["rank"])
     loader = instruction_loader(items, settings["batch_size"], seed=seed)
     found = train_timed(model, loader, lr=settings["lr"], epochs=settings["epochs"], seed=seed,

@@ -310,12 +310,12 @@ def prefers_true(model, tokenizer, template, triples):
 
 
 def fluency(texts):
-    """{"distinct_1", "distinct_2", "repetition"}: means over groups of six texts, with intervals over the groups.
+    """{"distinct_1", "distinct_2", "repetition"}: means over groups of about six texts, and their intervals.
 
-    More texts share more words, so distinct-n is compared between groups of one size; and a group is drawn whole,
+    More texts share more words, so distinct-n is compared between groups of about one size; and a group is drawn whole,
     because a text that is drawn twice would look like repetition.
     """
-    n, found = len(texts) // 6, {}
+    n, found = max(1, len(texts) // 6), {}
     groups = [texts[i::n] for i in range(n)]
     measures = {"distinct_1": lambda some: distinct_n(some, 1), "distinct_2": lambda some: distinct_n(some, 2),
                 "repetition": lambda some: sum(map(repetition, some)) / len(some)}  # fmt: skip

@@ -211,7 +211,8 @@ def train_policy(
     A step draws `n` answers to `n_prompts` of `prompts` (lists of ids), asks `reward(prompt texts, answer texts)` for a
     number for each, and updates `epochs` times on them. KL is to `reference` (None: the model as it came). The dict has
     reward, kl and entropy (nats per token), length (tokens) and equal, the share of groups whose rewards were equal (a
-    line at the end counts them). Ctrl-C ends the run after a step. ValueError for a bad setting or reward.
+    line at the end counts them). The model is left in eval mode. Ctrl-C ends the run after a step. ValueError for a
+    bad setting or reward.
     """
     check_bounds(0, float, lr=lr, beta=beta)
     check_bounds(1, int, steps=steps, epochs=epochs, n_prompts=n_prompts, rows=rows, max_new_tokens=max_new_tokens)

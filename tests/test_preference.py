@@ -193,7 +193,7 @@ def test_a_sequence_is_the_sum_of_its_tokens(kind, tokenizer):
             assert found[i, j].item() == pytest.approx(by_hand, abs=1e-3)
 
 
-def test_the_gradient_of_a_sequence_reaches_only_what_it_should(tokenizer):
+def test_the_sums_of_a_pair_can_be_trained_and_what_counts_nowhere_is_nothing(tokenizer):
     model = tiny("gpt")
     inputs, targets = collate_pairs([*PreferenceData(PAIRS[:1], tokenizer, 128)])
     sums = sequence_log_probs(model, inputs, targets)
