@@ -50,6 +50,7 @@ import json
 import linecache
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -102,11 +103,9 @@ def load_bites(path):
     """(MUTATIONS, WRONG_ANSWERS, SMALLER, LEFT_OUT) of a bites file; the last two are empty where there are none."""
     if not Path(path).is_file():
         raise BitesError(f"there is no {Path(path).name} in tests/bites")
-    spec = importlib.util.spec_from_file_location("bites_of_a_lesson", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    answers = {name: textwrap.dedent(answer).strip() for name, answer in module.WRONG_ANSWERS.items()}
-    return list(module.MUTATIONS), answers, getattr(module, "SMALLER", {}), getattr(module, "LEFT_OUT", [])
+    lists = runpy.run_path(str(path))  # compiled anew: an import may take an older text for this one
+    answers = {name: textwrap.dedent(answer).strip() for name, answer in lists["WRONG_ANSWERS"].items()}
+    return list(lists["MUTATIONS"]), answers, lists.get("SMALLER", {}), lists.get("LEFT_OUT", [])
 
 
 def plain_python(source):
