@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import domains  # noqa: E402
-from runs import train_timed  # noqa: E402
+from runs import check_base, train_timed  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
@@ -144,9 +144,9 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     heads = plan(args.only, seeds, args.search)
-    bases = {run["base"] for run in table["runs"] if run["model"] == "smollm2" and "base" in run}
-    if bases and any(head["model"] == "smollm2" for head in heads) and {name := load("smollm2")[1].name} != bases:
-        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
+    made = [run for run in table["runs"] if run["model"] == "smollm2"]
+    if made and any(head["model"] == "smollm2" for head in heads):
+        check_base(parser, args.out, made, load("smollm2")[1].name)
     for head in heads:
         if any(head.items() <= run.items() for run in table["runs"]):
             continue

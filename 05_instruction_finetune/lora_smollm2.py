@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import families  # noqa: E402
 from instruct_smollm2 import NARROW_TOKENS, answers_of, encode_chat  # noqa: E402
-from runs import encoded, finished, sha_of, train_timed  # noqa: E402
+from runs import check_base, encoded, finished, sha_of, train_timed  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -230,9 +230,9 @@ def main(argv=None):
         parser.error(str(error))
     done = {(row["task"], row["method"], row["seed"]) for row in table["runs"]}
     left = [run for run in plan(args.seeds) if args.only in (None, run[0]) and run not in done]
-    bases = {row["base"] for row in table["runs"] if row["task"] != "spam" and "base" in row}
-    if left and bases and {name := Path(data.fetch("smollm2")).stem} != bases:
-        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
+    made = [row for row in table["runs"] if row["task"] != "spam"]
+    if left and made:
+        check_base(parser, args.out, made, Path(data.fetch("smollm2")).stem)
     for row in table["runs"]:
         here = json.loads(json.dumps((SPAM if row["task"] == "spam" else METHODS).get(row["method"])))
         if (then := row.get("settings")) not in (None, here):

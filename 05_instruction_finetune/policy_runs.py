@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from instruct_smollm2 import encode_chat  # noqa: E402
 from preference_smollm2 import freeze_all_but_last  # noqa: E402
-from runs import finished  # noqa: E402
+from runs import check_base, finished  # noqa: E402
 
 from shared import policy  # noqa: E402
 from shared.checkpoints import COURSE_BASE, load_base  # noqa: E402
@@ -296,9 +296,9 @@ def main(argv=None):
         table = conditions | {"runs": continue_table(args.out, conditions)}
     except ValueError as error:
         parser.error(str(error))
-    bases = {run["base"] for run in table["runs"] if run["arm"] == "smollm2"}
-    if bases and args.only in (None, "smollm2") and {name := load_base("smollm2")[1].name} != bases:
-        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {name}: name another file with --out")
+    made = [run for run in table["runs"] if run["arm"] == "smollm2"]
+    if made and args.only in (None, "smollm2"):
+        check_base(parser, args.out, made, load_base("smollm2")[1].name)
     for seed in range(args.seeds):
         for arm in [args.only] if args.only else [*ARMS, "smollm2"]:
             if any((run["arm"], run["seed"]) == (arm, seed) for run in table["runs"]):

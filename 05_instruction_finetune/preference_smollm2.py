@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from instruct_smollm2 import answers_of, encode_chat  # noqa: E402
-from runs import encoded, finished, sha_of  # noqa: E402
+from runs import check_base, encoded, finished, sha_of  # noqa: E402
 
 from shared import data  # noqa: E402
 from shared.batches import random_split  # noqa: E402
@@ -215,8 +215,7 @@ def main(argv=None):
     else:
         (reference, tokenizer), encode = load_base("smollm2"), encode_chat
         reference.to(device)
-    if bases := {row["base"] for row in rows if row["model"] == args.model} - {tokenizer.name}:
-        parser.error(f"{args.out} holds runs of {', '.join(bases)}, and here is {tokenizer.name}: name another --out")
+    check_base(parser, args.out, [row for row in rows if row["model"] == args.model], tokenizer.name)
     prompts = held_out[:n_prompts]
     pairs = PreferenceData(prompts, tokenizer, 10**6, encode)
     before, drawn = pair_log_probs(reference, pairs), {}

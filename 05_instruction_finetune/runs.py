@@ -30,6 +30,16 @@ def finished(history):
     return history
 
 
+def check_base(parser, out, rows, name):
+    """End the program in one line where `rows` of the table `out` were made with another base than `name`.
+
+    Offline a small stand-in takes SmolLM2's place: its results must not stand beside SmolLM2's, or for them.
+    """
+    if others := {row["base"] for row in rows if "base" in row} - {name}:
+        held = ", ".join(sorted(others))
+        parser.error(f"{out} holds runs of {held}, and here is {name}: name another file with --out")
+
+
 def train_timed(model, loader, **settings):
     """Train on the answers in the batches of `loader`; what a row of the table says of it."""
     started = time.perf_counter()

@@ -143,7 +143,7 @@ def open_from_the_list(page, name):
 
 
 def test_a_reader_clicks_from_lesson_to_lesson_over_the_ends_of_chapters_and_to_the_readme(tmp_path):
-    """Each lesson ends with such a link (see below); two seconds for each are spent on those that may differ."""
+    """That each lesson ends with such a link is tested below, without a browser."""
     steps = list(zip(LESSONS, LESSONS[1:], strict=False))
     ends_of_chapters = [step for step in steps if step[0][:2] != step[1][:2]]
     with chromium() as browser, jupyterlab(tmp_path) as (address, token):

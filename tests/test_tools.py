@@ -417,27 +417,21 @@ def test_save_refuses_sample_data(tmp_path, monkeypatch):
             save.main(wrong)
 
 
-def test_save_keeps_a_maintainers_own_chats_out_of_lesson_5_6(tmp_path, monkeypatch):
-    path = make_notebook(tmp_path / "01_toy/06_conversations.ipynb", GOOD)
+@pytest.mark.parametrize(("lesson", "own", "says"), [
+    ("06_conversations", "my_chats/a.csv", "my_chats holds chats of your own"),
+    ("08_chat_service", "course_base-my_chats/config.json", "course_base-my_chats is a model trained on chats"),
+])  # fmt: skip
+def test_save_keeps_own_chats_and_models_of_them_out_of_lessons(tmp_path, monkeypatch, lesson, own, says):
+    path, file = make_notebook(tmp_path / f"01_toy/{lesson}.ipynb", GOOD), tmp_path / "data" / own
     before = path.read_bytes()
     monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(save, "sample_data", list)
     (tmp_path / "data/my_chats").mkdir(parents=True)
     (tmp_path / "data/my_chats/.DS_Store").touch()
     assert places.own_chats() == []
-    (tmp_path / "data/my_chats/a.csv").write_text("id,role,text\n")
-    with pytest.raises(SystemExit, match="my_chats holds chats of your own"):
-        save.main(["--no-venv", str(path)])
-    assert path.read_bytes() == before
-
-
-def test_save_keeps_a_model_of_ones_own_chats_out_of_lesson_5_8(tmp_path, monkeypatch):
-    path = make_notebook(tmp_path / "01_toy/08_chat_service.ipynb", GOOD)
-    before = path.read_bytes()
-    monkeypatch.setenv("LLM_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(save, "sample_data", list)
-    (tmp_path / "data/course_base-my_chats").mkdir(parents=True)
-    with pytest.raises(SystemExit, match="course_base-my_chats is a model trained on chats of your own"):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("id,role,text\n")
+    with pytest.raises(SystemExit, match=says):
         save.main(["--no-venv", str(path)])
     assert path.read_bytes() == before
 
