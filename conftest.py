@@ -17,6 +17,8 @@ import nbval.plugin
 import pytest
 from nbval.kernel import RunningKernel
 
+from tools import warm_kernels
+
 CELL_SECONDS = 300  # one cell at quick scale; the slowest takes far less
 POLL_SECONDS = 0.5  # how often a waiting test asks whether the kernel still lives
 REAL_DATA = ("the_verdict", "gpt2_vocab")
@@ -105,6 +107,7 @@ def pytest_configure(config):
     nbval.plugin.RunningKernel = Kernel
     nbval.plugin.IPyNbCell.runtest = run_cell
     prepare_environment()
+    warm_kernels.use()
 
 
 def pytest_report_header():

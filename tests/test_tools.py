@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +19,12 @@ from pathlib import Path
 import nbformat.v4 as nbf
 import psutil
 import pytest
+from nbval.kernel import start_new_kernel
 from packaging.requirements import Requirement
 
 from shared.data import places
 from tests import bites
-from tools import badges, carry, clean, execute, hygiene, notebooks, pages, run, save, setup
+from tools import badges, carry, clean, execute, hygiene, notebooks, pages, run, save, setup, warm_kernels
 from tools import test as test_tool
 
 ROOT = notebooks.ROOT
@@ -605,6 +607,47 @@ def test_pytest_runs_lessons_and_judges_their_outputs(project):
     assert "The kernel died in this cell" in done.stdout
     seconds = re.search(r"([\d.]+)s call +01_toy/02_dies.ipynb::Cell 1", done.stdout).group(1)
     assert float(seconds) < 10, "a dead kernel is noticed at once, not at the time limit"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels are started, not forked")
+def test_a_forked_kernel_is_like_a_started_one(tmp_path, monkeypatch):
+    def said(client, code):
+        out = []
+        client.execute_interactive(code, timeout=30, output_hook=lambda message: out.append(message["content"]))
+        return "".join(content.get("text", content.get("ename", "")) for content in out)
+
+    monkeypatch.setenv("LLM_TEST_WORD", "heard")
+    code = ("import os, sys, numpy\nprint(os.environ['LLM_TEST_WORD'], os.getcwd(), os.getpid(), __name__, "
+            "os.path.isfile(os.path.join(sys.path[0], 'warm_kernels.py')), numpy.random.rand())")
+    kernels = []
+    try:
+        for _ in range(2):
+            kernels.append(start_new_kernel(kernel_name=":nbval-parent-env", cwd=str(tmp_path)))
+        words = [said(client, code).split() for _, client in kernels]
+        for manager, (word, folder, pid, name, tools_first, _) in zip([m for m, _ in kernels], words, strict=True):
+            assert (word, folder, name, tools_first) == ("heard", str(tmp_path), "__main__", "False")
+            assert isinstance(manager.provisioner.process, warm_kernels.Forked) and manager.provisioner.pid == int(pid)
+        assert words[0][2] != words[1][2] and words[0][-1] != words[1][-1], "two processes, and other random numbers"
+
+        manager, client = kernels[0]
+        threading.Timer(1, manager.interrupt_kernel).start()
+        assert "KeyboardInterrupt" in said(client, "import subprocess\nsubprocess.run(['sleep', '60'])")
+        client.execute("os._exit(3)")
+        deadline = time.monotonic() + 10
+        while manager.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not manager.is_alive() and kernels[1][0].is_alive()
+
+        server = warm_kernels.server()
+        server.kill()
+        server.wait()
+        kernels.append(start_new_kernel(kernel_name=":nbval-parent-env", cwd=str(tmp_path)))
+        assert said(kernels[-1][1], "print(1 + 1)") == "2\n", "without the server a kernel is started as usual"
+    finally:
+        for manager, client in kernels:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+        warm_kernels.server.cache_clear()
 
 
 # The set-up, with pip and the virtual environment played by stand-ins.
