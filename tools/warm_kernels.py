@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 
-PRELOADED = ("torch", "torch._dynamo", "pandas", "ipykernel.kernelapp")  # an optimizer imports the second when made
+PRELOADED = (  # an optimizer imports the second when it is made
+    "torch", "torch._dynamo", "pandas", "matplotlib.pyplot", "ipykernel.kernelapp")
 
 
 class Forked:
@@ -72,6 +73,7 @@ def serve():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as every kernel of IPython has it
     for name in PRELOADED:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what ends leaves nothing behind

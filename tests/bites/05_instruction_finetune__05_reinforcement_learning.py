@@ -67,7 +67,7 @@ MUTATIONS = [
     ),
 ]
 
-SMALLER = {"steps=14, n_prompts=6": "steps=8, n_prompts=5"}
+SMALLER = {"steps=14, n_prompts=6": "steps=6, n_prompts=4"}
 LEFT_OUT = ["ends = {name: learn(", 'plot_runs(["dots", "dots, length"']
 WRONG_ANSWERS = {
     "gradients": """
