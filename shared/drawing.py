@@ -1,4 +1,4 @@
-"""Drawings for the lessons: boxes, arrows and matrices with numbers in them, in one set of colours.
+"""What the lessons show: drawings of boxes, arrows and matrices, in one set of colours, and tables of texts.
 
 A drawing is an SVG with its own light ground, so that it reads in a light and a dark theme, and with a text for readers
 who do not see it. `canvas` makes the sheet, measured in the same units that `box`, `arrow` and `matrix` are placed in
@@ -107,3 +107,16 @@ def show(axis, alt):
     svg = re.sub(r"\s*\n\s*", " ", svg)  # a notebook stores each line as a string of its own: a fifth of the file
     title = f'<svg role="img" aria-label="{escape(alt)}" style="max-width: 100%; height: auto"'
     return Drawing((title + svg).replace(">", f"><title>{escape(alt)}</title>", 1), alt)
+
+
+def show_table(header, rows, width=130):
+    """Show rows of texts or numbers as a table; what is longer than `width` characters is cut, and ends in dots."""
+    from IPython.display import Markdown, display  # not above: drawings are made without it
+
+    def fitted(value):
+        text = " ".join(str(value).replace("|", "/").split())
+        return text if len(text) <= width else text[: width - 2] + " …"
+
+    lines = [[*map(fitted, line)] for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))

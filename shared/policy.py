@@ -64,7 +64,8 @@ def sample_group(model, tokenizer, prompts, n, max_new_tokens, *, stop_id=None, 
 
     def draw(part):
         longest = max(map(len, starts[part]))  # where the new tokens begin
-        drawn = generate(model, starts[part], max_new_tokens, eos_id=stop_id, temperature=1.0, generator=generator)
+        drawn = generate(model, starts[part], max_new_tokens, eos_id=stop_id, n_vocab=tokenizer.n_vocab,
+                         temperature=1.0, generator=generator)  # fmt: skip
         return drawn[:, longest:].tolist()
 
     drawn = [ids for piece in in_pieces(draw, len(starts), rows) for ids in piece]

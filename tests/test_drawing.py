@@ -57,3 +57,10 @@ def test_what_is_not_a_number_or_masked_leaves_the_other_colours_alone():
 def test_the_colours_of_signed_numbers_are_centred_on_zero(values):
     limits = drawing.signed(values)
     assert limits["vmin"] == -limits["vmax"] and limits["vmax"] >= values.abs().max() > -1
+
+
+def test_a_table_keeps_its_columns_whatever_the_texts_hold(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    drawing.show_table(["word", "n"], [["a | b\nc", 3], ["x" * 20, None]], width=10)
+    assert shown[0].data == "| word | n |\n| --- | --- |\n| a / b c | 3 |\n| xxxxxxxx … | None |"

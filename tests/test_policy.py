@@ -195,6 +195,12 @@ def test_padding_reaches_neither_the_loss_nor_the_gradient(garbage):
     assert torch.equal(*losses) and torch.equal(clean.grad, dirty.grad) and not dirty.grad[~mask].any()
 
 
+def test_ids_that_are_no_token_are_never_drawn(model):
+    """A vocabulary is often padded to a round number."""
+    few = SimpleNamespace(eot_token=0, n_vocab=20, decode=LETTERS.decode)
+    drawn = policy.sample_group(model, few, [[1, 2], [3]], 4, 8, generator=torch.Generator().manual_seed(0))
+    assert drawn.tokens.max() < 20
+
 
 @pytest.mark.parametrize(("kind", "loss_type", "beta", "eps"), [
     ("gpt", "grpo", 0.0, 0.2), ("gpt", "grpo", 0.3, 0.1), ("gpt", "dr_grpo", 0.1, 0.2), ("llama", "grpo", 0.1, 0.2),
