@@ -638,6 +638,9 @@ def test_a_forked_kernel_is_like_a_started_one(tmp_path, monkeypatch):
             time.sleep(0.05)
         assert not manager.is_alive() and kernels[1][0].is_alive()
 
+        with pytest.raises(RuntimeError, match="died"):  # soon, not after a time limit
+            start_new_kernel(kernel_name=":nbval-parent-env", cwd=str(tmp_path / "nowhere"))
+
         server = warm_kernels.server()
         server.kill()
         server.wait()

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 
+import psutil
+
 PRELOADED = (  # an optimizer imports the second when it is made
     "torch", "torch._dynamo", "pandas", "matplotlib.pyplot", "ipykernel.kernelapp")
 
@@ -22,22 +24,22 @@ PRELOADED = (  # an optimizer imports the second when it is made
 class Forked:
     """A kernel's process, which is no child of this one, as jupyter_client asks of a `subprocess.Popen`."""
 
-    stdin = stdout = stderr = returncode = None
+    stdin = stdout = stderr = None
 
     def __init__(self, pid):
         self.pid = pid
 
     def poll(self):
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            self.returncode = 0  # which it was is not known here
-        return self.returncode
+        """None while it runs, then 0: with which status it ended only its parent knows."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE:
+                return None
+        return 0
 
     def wait(self):
         while self.poll() is None:
             time.sleep(0.01)
-        return self.returncode
+        return 0
 
     def send_signal(self, signum):
         if self.poll() is None:
@@ -53,6 +55,8 @@ class Forked:
 def become_kernel(arguments, folder, environment, answers):
     """What a child of the server does: it turns into `python -m ipykernel_launcher ARGUMENTS`."""
     os.setsid()  # so that an interrupt reaches what the lesson starts, too
+    print(os.getpid(), file=answers, flush=True)  # before anything can fail: a dead kernel is noticed, silence is not
+    answers.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor in (0, 1, 2):
@@ -61,8 +65,6 @@ def become_kernel(arguments, folder, environment, answers):
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["ipykernel_launcher", *arguments]
-    print(os.getpid(), file=answers, flush=True)
-    answers.close()
     importlib.import_module("numpy").random.seed()  # or all kernels would draw the same
     importlib.import_module("ipykernel.kernelapp").launch_new_instance()
 
@@ -80,8 +82,7 @@ def serve():
     for line in sys.stdin:
         if os.fork() == 0:
             sys.stdin.close()
-            become_kernel(*json.loads(line), answers)
-            os._exit(0)
+            return become_kernel(*json.loads(line), answers)
 
 
 @functools.cache
